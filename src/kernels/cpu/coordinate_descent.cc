@@ -1,0 +1,350 @@
+// SPDX-License-Identifier: Apache-2.0
+// coordinate_descent on the CPU, once per instruction set. A row is brought to scratch, solved
+// there and written back: one row per lane when short, one row at a time otherwise.
+#include "kernels/coordinate_descent.h"
+
+#include <algorithm>
+#include <cmath>
+#include <limits>
+
+#include "kernels/scratch.h"
+
+#undef HWY_TARGET_INCLUDE
+#define HWY_TARGET_INCLUDE "kernels/cpu/coordinate_descent.cc"
+#include <hwy/foreach_target.h>
+#include <hwy/highway.h>
+
+#include "kernels/cpu/coordinate_descent_exact-inl.h"
+#include "kernels/cpu/coordinate_descent_lanes-inl.h"
+#include "kernels/cpu/coordinate_descent_rows-inl.h"
+#include "kernels/cpu/row-inl.h"
+
+HWY_BEFORE_NAMESPACE();
+namespace weir::kernels {
+namespace HWY_NAMESPACE {
+
+constexpr std::int64_t kLongestLaneRow = 256;  // 16 transposed rows of it are 16 KB: half of an L1
+
+template <class Value>
+struct ComputeOf {
+  using type = float;
+};
+template <>
+struct ComputeOf<double> {
+  using type = double;
+};
+
+template <class Value, class T>
+HWY_INLINE RowStatistics<T> Load(const CoordinateDescentRows<Value>& in, std::int64_t index, T* x) {
+  const std::uint8_t* mask = in.mask == nullptr ? nullptr : in.mask + in.mask_offsets[index];
+  return LoadMaskedRow(in.scores + index * in.cols, mask, static_cast<std::size_t>(in.cols), x);
+}
+
+template <class Value>
+HWY_INLINE double Budget(const CoordinateDescentRows<Value>& in, std::int64_t index) {
+  const double budget = in.budget[index * in.budget_stride];
+  return std::isnan(budget) ? budget : std::clamp(budget, kSmallestBudget, kLargestBudget);
+}
+
+/// The gradient of a clamped budget is 0.
+template <class Value>
+HWY_INLINE bool BudgetIsClamped(const CoordinateDescentRows<Value>& in, std::int64_t index) {
+  const double budget = in.budget[index * in.budget_stride];
+  return budget < kSmallestBudget || budget > kLargestBudget;
+}
+
+template <class T>
+HWY_INLINE bool IsPoisoned(const RowStatistics<T>& row, double budget) {
+  return row.has_nan || std::isnan(budget);
+}
+
+// ---- one row at a time
+// ---------------------------------------------------------------------------
+
+template <class Value, class T>
+HWY_INLINE void ForwardRow(const CoordinateDescentForward<Value>& args, std::int64_t index, T* x,
+                           T* scratch) {
+  const auto& in = args.in;
+  const std::int64_t trace_size = std::max<std::int64_t>(in.n_iters, 1);
+  double* trace = args.trace + index * trace_size;
+  const RowStatistics<T> row = Load(in, index, x);
+  const double budget = Budget(in, index);
+  if (row.valid == 0) {
+    std::fill(trace, trace + trace_size, 0.0);
+    std::fill(x, x + row.span, T(0));
+  } else if (IsPoisoned(row, budget)) {
+    std::fill(trace, trace + trace_size, std::numeric_limits<double>::quiet_NaN());
+    PropagateNan(x, row.span, x);
+  } else {
+    if (in.n_iters == 0) {
+      trace[0] = SolveExact(x, row, budget, in.eps[0], scratch);
+    } else {
+      Iterate(x, row, std::log(budget), in.eps, in.n_iters, trace);
+    }
+    const double c = -trace[trace_size - 1];
+    ReadOut(x, Padded(row.span), std::max(c, -kLargestBudget), in.eps[in.n_iters], x);
+  }
+  StoreMaskedRow(x, row, static_cast<std::size_t>(in.cols), args.output + index * in.cols);
+}
+
+template <class Value, class T>
+HWY_INLINE void BackwardRow(const CoordinateDescentBackward<Value>& args, std::int64_t index, T* x,
+                            T* g, T* scratch, GradientTerm<T>* terms) {
+  const auto& in = args.in;
+  const std::int64_t trace_size = std::max<std::int64_t>(in.n_iters, 1);
+  const double* trace = args.trace + index * trace_size;
+  const RowStatistics<T> row = Load(in, index, x);
+  const std::size_t padded = Padded(row.span);
+  const double budget = Budget(in, index);
+  double grad_budget = 0;
+  if (row.valid == 0 || std::isinf(trace[trace_size - 1])) {  // nothing, or all 1: no gradient
+    std::fill(g, g + row.span, T(0));
+  } else if (IsPoisoned(row, budget)) {
+    PropagateNan(x, row.span, g);
+    grad_budget = std::numeric_limits<double>::quiet_NaN();
+  } else {
+    LoadRow(args.grad + index * in.cols + row.first, row.span, T(0), g);
+    if (in.n_iters == 0) {
+      grad_budget = ExactGradient(x, padded, trace[0], in.eps[0], scratch, g);
+    } else {
+      const double mass = StartGradient(x, padded, -trace[in.n_iters - 1], in.eps[in.n_iters], g);
+      std::size_t count = 0;
+      grad_budget = CollectTerms(x, padded, budget, in.eps, in.n_iters, trace, mass, terms, count);
+      SubtractTerms(x, padded, terms, count, g);
+      ClearNothing(x, padded, g);
+    }
+    if (BudgetIsClamped(in, index)) grad_budget = 0;
+  }
+  args.grad_budget[index] = grad_budget;
+  StoreMaskedRow(g, row, static_cast<std::size_t>(in.cols), args.grad_scores + index * in.cols);
+}
+
+// ---- one row per lane
+// ----------------------------------------------------------------------------
+
+/// Transposes rows [begin, begin + count) into lanes; a lane that must not compute (no valid entry,
+/// NaN, no row) computes on zeros and is written by hand afterwards.
+template <class Value, class T>
+HWY_INLINE void LoadLanes(const CoordinateDescentRows<Value>& in, std::int64_t begin,
+                          std::size_t count, LaneRows<T>& rows, T* row_scratch) {
+  const std::size_t lanes = hn::Lanes(hn::ScalableTag<T>());
+  rows.cols = static_cast<std::size_t>(in.cols);
+  for (std::size_t lane = 0; lane < lanes; ++lane) {
+    RowStatistics<T>& row = rows.row[lane];
+    row = RowStatistics<T>();
+    double budget = 1;
+    if (lane < count) {
+      row = Load(in, begin + static_cast<std::int64_t>(lane), row_scratch);
+      budget = Budget(in, begin + static_cast<std::int64_t>(lane));
+    }
+    row.has_nan |= std::isnan(budget);
+    const bool computes = row.valid > 0 && !row.has_nan;
+    if (!computes) {
+      row.max = 0;
+      row.valid = row.valid > 0 ? row.valid : 0;
+      budget = 1;
+    }
+    rows.budget[lane] = budget;
+    rows.log_budget[lane] = std::log(budget);
+    for (std::size_t j = 0; j < rows.cols; ++j) {
+      const bool inside = j >= row.first && j < row.first + row.span;
+      rows.x[j * lanes + lane] =
+          computes ? (inside ? row_scratch[j - row.first] : kNothing<T>) : T(0);
+    }
+  }
+}
+
+template <class T>
+HWY_INLINE bool Computes(const RowStatistics<T>& row) {
+  return row.valid > 0 && !row.has_nan;
+}
+
+/// Writes one lane of `transposed`; entries that do not count, by `x`, become 0.
+template <class Value, class T>
+HWY_INLINE void StoreLane(const T* transposed, std::size_t lane, std::size_t cols, T* row_scratch,
+                          Value* to) {
+  const std::size_t lanes = hn::Lanes(hn::ScalableTag<T>());
+  for (std::size_t j = 0; j < cols; ++j) row_scratch[j] = transposed[j * lanes + lane];
+  StoreRow(row_scratch, cols, to);
+}
+
+/// The whole row of a lane that does not compute: zeros, or NaN where it counts.
+template <class Value, class T>
+HWY_INLINE void StoreIdleLane(const CoordinateDescentRows<Value>& in, std::int64_t index,
+                              T* row_scratch, Value* to) {
+  const RowStatistics<T> row = Load(in, index, row_scratch);
+  if (row.valid == 0) {
+    std::fill(row_scratch, row_scratch + row.span, T(0));
+  } else {
+    PropagateNan(row_scratch, row.span, row_scratch);
+  }
+  StoreMaskedRow(row_scratch, row, static_cast<std::size_t>(in.cols), to);
+}
+
+template <class Value, class T>
+HWY_INLINE void ForwardLanes(const CoordinateDescentForward<Value>& args, std::int64_t begin,
+                             std::size_t count, LaneRows<T>& rows, double* trace, T* row_scratch) {
+  const auto& in = args.in;
+  const std::size_t lanes = hn::Lanes(hn::ScalableTag<T>());
+  LoadLanes(in, begin, count, rows, row_scratch);
+  IterateLanes(rows, in.eps, in.n_iters, trace);
+  double c[kMostLanes];
+  for (std::size_t lane = 0; lane < lanes; ++lane) {
+    c[lane] = -trace[static_cast<std::size_t>(in.n_iters - 1) * lanes + lane];
+  }
+  ReadOutLanes(rows.x, rows.cols, c, in.eps[in.n_iters]);
+  for (std::size_t lane = 0; lane < count; ++lane) {
+    const std::int64_t index = begin + static_cast<std::int64_t>(lane);
+    const RowStatistics<T>& row = rows.row[lane];
+    const double idle = row.valid == 0 ? 0.0 : std::numeric_limits<double>::quiet_NaN();
+    for (std::int64_t t = 0; t < in.n_iters; ++t) {
+      args.trace[index * in.n_iters + t] =
+          Computes(row) ? trace[static_cast<std::size_t>(t) * lanes + lane] : idle;
+    }
+    if (Computes(row)) {
+      StoreLane(rows.x, lane, rows.cols, row_scratch, args.output + index * in.cols);
+    } else {
+      StoreIdleLane(in, index, row_scratch, args.output + index * in.cols);
+    }
+  }
+}
+
+template <class Value, class T>
+HWY_INLINE void BackwardLanes(const CoordinateDescentBackward<Value>& args, std::int64_t begin,
+                              std::size_t count, LaneRows<T>& rows, double* trace, T* g,
+                              T* row_scratch) {
+  const auto& in = args.in;
+  const std::size_t lanes = hn::Lanes(hn::ScalableTag<T>());
+  LoadLanes(in, begin, count, rows, row_scratch);
+  for (std::size_t lane = 0; lane < lanes; ++lane) {
+    const std::int64_t index = begin + static_cast<std::int64_t>(lane);
+    const bool computes = lane < count && Computes(rows.row[lane]);
+    if (computes) LoadRow(args.grad + index * in.cols, rows.cols, T(0), row_scratch);
+    for (std::size_t j = 0; j < rows.cols; ++j)
+      g[j * lanes + lane] = computes ? row_scratch[j] : T(0);
+    for (std::int64_t t = 0; t < in.n_iters; ++t) {
+      trace[static_cast<std::size_t>(t) * lanes + lane] =
+          computes ? args.trace[index * in.n_iters + t] : 0;
+    }
+  }
+  double grad_budget[kMostLanes];
+  GradientLanes(rows, in.eps, in.n_iters, trace, g, grad_budget);
+  ClearNothing(rows.x, rows.cols * lanes, g);
+  for (std::size_t lane = 0; lane < count; ++lane) {
+    const std::int64_t index = begin + static_cast<std::int64_t>(lane);
+    const RowStatistics<T>& row = rows.row[lane];
+    if (Computes(row)) {
+      StoreLane(g, lane, rows.cols, row_scratch, args.grad_scores + index * in.cols);
+      args.grad_budget[index] = BudgetIsClamped(in, index) ? 0 : grad_budget[lane];
+    } else {
+      StoreIdleLane(in, index, row_scratch, args.grad_scores + index * in.cols);
+      args.grad_budget[index] = row.valid == 0 ? 0 : std::numeric_limits<double>::quiet_NaN();
+    }
+  }
+}
+
+// ---- entry
+// ---------------------------------------------------------------------------------------
+
+template <class Value>
+HWY_INLINE void Forward(const CoordinateDescentForward<Value>& args, std::int64_t begin,
+                        std::int64_t end, std::byte* workspace) {
+  using T = typename ComputeOf<Value>::type;
+  const auto& in = args.in;
+  const std::size_t cols = static_cast<std::size_t>(in.cols);
+  Scratch scratch(workspace);
+  if (in.n_iters > 0 && in.cols <= kLongestLaneRow) {
+    const std::size_t lanes = hn::Lanes(hn::ScalableTag<T>());
+    LaneRows<T> rows;
+    rows.x = scratch.take<T>(cols * kMostLanes);
+    T* row_scratch = scratch.take<T>(Padded(cols));
+    double* trace = scratch.take<double>(static_cast<std::size_t>(in.n_iters) * kMostLanes);
+    for (std::int64_t i = begin; i < end; i += static_cast<std::int64_t>(lanes)) {
+      const auto count = std::min(lanes, static_cast<std::size_t>(end - i));
+      ForwardLanes(args, i, count, rows, trace, row_scratch);
+    }
+    return;
+  }
+  T* x = scratch.take<T>(Padded(cols));
+  T* exact = scratch.take<T>(ExactScratch(cols));
+  for (std::int64_t i = begin; i < end; ++i) ForwardRow(args, i, x, exact);
+}
+
+template <class Value>
+HWY_INLINE void Backward(const CoordinateDescentBackward<Value>& args, std::int64_t begin,
+                         std::int64_t end, std::byte* workspace) {
+  using T = typename ComputeOf<Value>::type;
+  const auto& in = args.in;
+  const std::size_t cols = static_cast<std::size_t>(in.cols);
+  Scratch scratch(workspace);
+  if (in.n_iters > 0 && in.cols <= kLongestLaneRow) {
+    const std::size_t lanes = hn::Lanes(hn::ScalableTag<T>());
+    LaneRows<T> rows;
+    rows.x = scratch.take<T>(cols * kMostLanes);
+    T* g = scratch.take<T>(cols * kMostLanes);
+    T* row_scratch = scratch.take<T>(Padded(cols));
+    double* trace = scratch.take<double>(static_cast<std::size_t>(in.n_iters) * kMostLanes);
+    for (std::int64_t i = begin; i < end; i += static_cast<std::int64_t>(lanes)) {
+      const auto count = std::min(lanes, static_cast<std::size_t>(end - i));
+      BackwardLanes(args, i, count, rows, trace, g, row_scratch);
+    }
+    return;
+  }
+  T* x = scratch.take<T>(Padded(cols));
+  T* g = scratch.take<T>(Padded(cols));
+  T* y = scratch.take<T>(in.n_iters == 0 ? Padded(cols) : 0);
+  auto* terms = scratch.take<GradientTerm<T>>(static_cast<std::size_t>(in.n_iters));
+  for (std::int64_t i = begin; i < end; ++i) BackwardRow(args, i, x, g, y, terms);
+}
+
+#define WEIR_INSTANTIATE(Name, Value)                                                   \
+  void Forward##Name(const CoordinateDescentForward<Value>& args, std::int64_t begin,   \
+                     std::int64_t end, std::byte* workspace) {                          \
+    Forward(args, begin, end, workspace);                                               \
+  }                                                                                     \
+  void Backward##Name(const CoordinateDescentBackward<Value>& args, std::int64_t begin, \
+                      std::int64_t end, std::byte* workspace) {                         \
+    Backward(args, begin, end, workspace);                                              \
+  }
+WEIR_INSTANTIATE(Float, float)
+WEIR_INSTANTIATE(Double, double)
+WEIR_INSTANTIATE(BFloat16, BFloat16)
+WEIR_INSTANTIATE(Float16, Float16)
+#undef WEIR_INSTANTIATE
+
+}  // namespace HWY_NAMESPACE
+}  // namespace weir::kernels
+HWY_AFTER_NAMESPACE();
+
+#if HWY_ONCE
+namespace weir::kernels {
+
+std::size_t coordinate_descent_workspace_bytes(std::int64_t cols, std::int64_t n_iters) {
+  constexpr std::size_t kLanes = HWY_MAX_BYTES / sizeof(float);
+  const std::size_t row = Scratch::bytes<double>(Padded(static_cast<std::size_t>(cols)) + 2048);
+  const std::size_t iterations = static_cast<std::size_t>(n_iters) + 1;
+  // Three rows or, for short rows, two transposed groups and a row; the trace of a group or the
+  // terms.
+  const std::size_t rows = cols <= 256 ? 2 * kLanes * row + row : 3 * row;
+  return rows + Scratch::bytes<double>(iterations * kLanes * 2);
+}
+
+#define WEIR_DISPATCH(Name, Value)                                                                 \
+  HWY_EXPORT(Forward##Name);                                                                       \
+  HWY_EXPORT(Backward##Name);                                                                      \
+  void coordinate_descent_forward(const CoordinateDescentForward<Value>& args, std::int64_t begin, \
+                                  std::int64_t end, std::byte* workspace) {                        \
+    HWY_DYNAMIC_DISPATCH(Forward##Name)(args, begin, end, workspace);                              \
+  }                                                                                                \
+  void coordinate_descent_backward(const CoordinateDescentBackward<Value>& args,                   \
+                                   std::int64_t begin, std::int64_t end, std::byte* workspace) {   \
+    HWY_DYNAMIC_DISPATCH(Backward##Name)(args, begin, end, workspace);                             \
+  }
+WEIR_DISPATCH(Float, float)
+WEIR_DISPATCH(Double, double)
+WEIR_DISPATCH(BFloat16, BFloat16)
+WEIR_DISPATCH(Float16, Float16)
+#undef WEIR_DISPATCH
+
+}  // namespace weir::kernels
+#endif  // HWY_ONCE

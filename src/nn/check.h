@@ -1,0 +1,45 @@
+// SPDX-License-Identifier: Apache-2.0
+// The checks that constructors share. Every message reads
+//
+//   weir::<module>: expected `<option>` to ..., but got <value>.
+#pragma once
+
+#include <ATen/core/Tensor.h>
+
+#include <cstdint>
+#include <string_view>
+
+#include "weir/ops/coordinate_descent.h"
+
+namespace weir::nn {
+
+void check_at_least(std::string_view module, std::string_view option, std::int64_t value,
+                    std::int64_t least);
+
+/// The same for a size, which also is small enough for products of three to fit in int64.
+void check_size(std::string_view module, std::string_view option, std::int64_t value,
+                std::int64_t least = 1);
+
+/// Finite and > 0.
+void check_positive(std::string_view module, std::string_view option, double value);
+
+/// `x` (batch, n, dim): three dimensions, the last of size `dim`.
+void check_tokens(std::string_view module, const at::Tensor& x, std::int64_t dim);
+
+/// The solver of a module whose options follow the published names `coor_descent_*`.
+void check_coordinate_descent(std::string_view module, const ops::CoordinateDescentOptions& solver);
+
+/// The solver's options out of a module's, checked.
+template <class Options>
+ops::CoordinateDescentOptions coordinate_descent_options(std::string_view module,
+                                                         const Options& options) {
+  ops::CoordinateDescentOptions solver = {.n_iters = options.coor_descent_iters,
+                                          .eps = options.coor_descent_eps,
+                                          .eps_init = options.coor_descent_eps_init,
+                                          .eps_decay = options.coor_descent_eps_decay,
+                                          .solver = options.coor_descent_solver};
+  check_coordinate_descent(module, solver);
+  return solver;
+}
+
+}  // namespace weir::nn

@@ -1,0 +1,16 @@
+// SPDX-License-Identifier: Apache-2.0
+// The one place where rows are split over threads.
+#pragma once
+
+#include <cstdint>
+#include <functional>
+
+namespace weir::ops {
+
+/// Calls `body(begin, end)` on disjoint ranges that cover [0, rows), on torch's threads. `row_cost`
+/// is the number of elementary steps in one row; ranges are made long enough to be worth a thread.
+/// Kernels treat rows independently, so results do not depend on the split.
+void parallel_rows(std::int64_t rows, std::int64_t row_cost,
+                   const std::function<void(std::int64_t begin, std::int64_t end)>& body);
+
+}  // namespace weir::ops

@@ -1,0 +1,27 @@
+// SPDX-License-Identifier: Apache-2.0
+// The tolerances of all tests, by dtype, in one place. A test never invents its own.
+#pragma once
+
+namespace weir::tests {
+
+/// Largest accepted |got - expected| / max(1, largest |expected|) of soft top-k weights, their sums
+/// and gradients.
+struct Tolerance {
+  double weights;
+  double gradients;
+};
+
+// The computation in float64 differs from the textbook only in the order of sums: a few hundred
+// roundings.
+inline constexpr Tolerance kFloat64 = {1e-12, 1e-12};
+// float: an exponent (s - c) / eps of size 30 carries 30 * 2^-24 = 2e-6 into its exponential;
+// gradients add up to n_iters such terms of both signs.
+inline constexpr Tolerance kFloat32 = {5e-6, 2e-5};
+// 16-bit types round once, on writing: half a unit in the last place of 8 (bfloat16) or 11
+// (float16) bits.
+inline constexpr Tolerance kBFloat16 = {3.91e-3, 3.91e-3};
+inline constexpr Tolerance kFloat16 = {5.0e-4, 5.0e-4};
+// What `exact` promises for the sum of a row, relative to its budget, in float.
+inline constexpr double kExactSum = 1e-6;
+
+}  // namespace weir::tests
