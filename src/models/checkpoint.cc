@@ -8,18 +8,13 @@
 #include "config/error.h"
 #include "models/registry.h"
 #include "models/safetensors.h"
+#include "models/state_dict.h"
 
 namespace weir::models {
 namespace {
 
 constexpr auto kConfigFile = "config.json";
 constexpr auto kWeightsFile = "model.safetensors";
-
-TensorMap state(const LanguageModel& model) {
-  TensorMap tensors;
-  for (const auto& item : model.named_parameters()) tensors[item.key()] = item.value();
-  return tensors;
-}
 
 template <class... Parts>
 [[noreturn]] void fail(const std::filesystem::path& path, const Parts&... parts) {
@@ -68,7 +63,7 @@ void check(const std::filesystem::path& path, const TensorMap& expected, const T
 
 void save_model(const std::filesystem::path& directory, const LanguageModel& model) {
   std::filesystem::create_directories(directory);
-  write_safetensors(directory / kWeightsFile, state(model));
+  write_safetensors(directory / kWeightsFile, state_dict(model));
   const config::Json document = {
       {"kind", model.kind()},
       {"weir_version", WEIR_VERSION},
@@ -79,7 +74,7 @@ void save_model(const std::filesystem::path& directory, const LanguageModel& mod
 std::shared_ptr<LanguageModel> load_model(const std::filesystem::path& directory) {
   auto model = construct(directory / kConfigFile);
   const auto path = directory / kWeightsFile;
-  const TensorMap found = read_safetensors(path).tensors, expected = state(*model);
+  const TensorMap found = read_safetensors(path).tensors, expected = state_dict(*model);
   check(path, expected, found);
   at::NoGradGuard no_grad;
   for (auto [name, tensor] : expected) tensor.set_data(found.at(name));

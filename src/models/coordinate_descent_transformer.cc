@@ -22,7 +22,6 @@ void check(const CoordinateDescentTransformerOptions& options) {
   nn::check_size(kName, "dim", options.dim);
   nn::check_size(kName, "seq_len", options.seq_len);
   nn::check_size(kName, "depth", options.depth);
-  nn::check_positive(kName, "ff_mult", options.ff_mult);
   nn::check_positive(kName, "attn_coor_descent_sparsity_k", options.attn_coor_descent_sparsity_k);
   if (options.ff_coor_descent_sparsity_k) {
     nn::check_positive(kName, "ff_coor_descent_sparsity_k", *options.ff_coor_descent_sparsity_k);

@@ -6,28 +6,37 @@
 
 #include "config/document.h"
 #include "models/registry.h"
+#include "models/state_dict.h"
 
 namespace weir::models {
+namespace {
 
-// torch's Cloneable would need the concrete type as a template argument, and so a second
+void copy_state(const torch::nn::Module& from, const torch::nn::Module& to,
+                const std::optional<torch::Device>& device) {
+  torch::NoGradGuard no_grad;
+  TensorMap targets = state_dict(to);
+  for (const auto& [name, source] : state_dict(from)) {
+    at::Tensor& target = targets.at(name);
+    target.set_data(source.to(device.value_or(source.device()), source.scalar_type(),
+                              /*non_blocking=*/false, /*copy=*/true));
+    target.set_requires_grad(source.requires_grad());
+  }
+}
+
+}  // namespace
+
+// torch's Cloneable needs the concrete type as a template argument, which would make it a second
 // torch::nn::Module beside this one.
 std::shared_ptr<torch::nn::Module> LanguageModel::clone(
     const std::optional<torch::Device>& device) const {
   auto copy = make_language_model(kind(), config::parse_json(options_json(), kind()));
-  copy->clone_(const_cast<LanguageModel&>(*this), device);
+  copy_state(*this, *copy, device);
   copy->train(is_training());
   return copy;
 }
 
 void LanguageModel::clone_(Module& other, const std::optional<torch::Device>& device) {
-  torch::NoGradGuard no_grad;
-  const auto parameters = other.named_parameters();
-  for (auto& item : named_parameters()) {
-    const at::Tensor& source = parameters[item.key()];
-    item.value().set_data(device ? source.to(*device, source.scalar_type(), false, /*copy=*/true)
-                                 : source.clone());
-    item.value().set_requires_grad(source.requires_grad());
-  }
+  copy_state(other, *this, device);
 }
 
 void LanguageModel::check_tokens(const char* name, const at::Tensor& tokens) const {

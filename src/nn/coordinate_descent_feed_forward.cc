@@ -19,8 +19,10 @@ CoordinateDescentFeedForwardImpl::CoordinateDescentFeedForwardImpl(
     const CoordinateDescentFeedForwardOptions& options_)
     : options(options_), solver_(coordinate_descent_options(kName, options_)) {
   check_size(kName, "dim", options.dim);
-  check_positive(kName, "mult", options.mult);
-  check_positive(kName, "mult * dim", options.mult * static_cast<double>(options.dim));
+  const double hidden_units = static_cast<double>(options.dim) * options.mult;
+  TORCH_CHECK_VALUE(hidden_units >= 1 && hidden_units <= 1 << 30, "weir::", kName,
+                    ": expected `dim` * `mult` to lie in [1, ", 1 << 30, "], but got ", options.dim,
+                    " * ", options.mult, ".");
   budget_ = options.coor_descent_sparsity_k.value_or(std::max<std::int64_t>(1, hidden() / 10));
   check_positive(kName, "coor_descent_sparsity_k", budget_);
   reset();
@@ -38,10 +40,10 @@ at::Tensor CoordinateDescentFeedForwardImpl::forward(const at::Tensor& x) {
   TORCH_CHECK_VALUE(x.dim() >= 1 && x.size(-1) == options.dim, "weir::", kName,
                     ": expected the last dimension of `x` to be ", options.dim, ", but got ",
                     x.sizes(), ".");
-  const at::Tensor hidden = proj_in->forward(x);  // (..., dim * mult)
+  const at::Tensor units = proj_in->forward(x);  // (..., hidden)
   return proj_out(options.use_coor_descent
-                      ? ops::coordinate_descent(hidden, budget_, std::nullopt, solver_)
-                      : at::gelu(hidden));
+                      ? ops::coordinate_descent(units, budget_, std::nullopt, solver_)
+                      : at::gelu(units));
 }
 
 std::int64_t CoordinateDescentFeedForwardImpl::hidden() const {

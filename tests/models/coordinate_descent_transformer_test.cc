@@ -7,6 +7,7 @@
 #include <gtest/gtest.h>
 #include <torch/torch.h>
 
+#include "config/options.h"
 #include "models/small_models.h"
 #include "nn/module_contract.h"
 #include "support/tolerance.h"
@@ -150,6 +151,70 @@ TEST(CoordinateDescentTransformer, HasThePublishedNames) {
           "to_logits.0.bias", "to_logits.1.weight", "to_logits.1.bias"));
 }
 
+TEST(CoordinateDescentTransformer, PassesItsOptionsOn) {
+  CoordinateDescentTransformer model({.num_tokens = 2,
+                                      .dim = 3,
+                                      .seq_len = 4,
+                                      .depth = 1,
+                                      .dim_head = 5,
+                                      .heads = 6,
+                                      .ff_mult = 7,
+                                      .attn_use_coor_descent = true,
+                                      .ff_use_coor_descent = true,
+                                      .attn_coor_descent_sparsity_k = 8,
+                                      .ff_coor_descent_sparsity_k = 9,
+                                      .coor_descent_iters = 10,
+                                      .coor_descent_eps = 11,
+                                      .coor_descent_eps_init = 12,
+                                      .coor_descent_eps_decay = 0.13,
+                                      .coor_descent_solver = "exact",
+                                      .attn_null_kv = 14,
+                                      .learned_sparsity_k = true});
+  const auto& layer = model->layers->at<CoordinateDescentLayerImpl>(0);
+  EXPECT_EQ(config::to_json(layer.attention->options),
+            config::to_json(nn::CoordinateDescentAttentionOptions{.dim = 3,
+                                                                  .dim_head = 5,
+                                                                  .heads = 6,
+                                                                  .use_coor_descent = true,
+                                                                  .coor_descent_iters = 10,
+                                                                  .coor_descent_sparsity_k = 8,
+                                                                  .coor_descent_eps = 11,
+                                                                  .coor_descent_eps_init = 12,
+                                                                  .coor_descent_eps_decay = 0.13,
+                                                                  .coor_descent_solver = "exact",
+                                                                  .attn_null_kv = 14,
+                                                                  .learned_sparsity_k = true}));
+  EXPECT_EQ(
+      config::to_json(layer.feed_forward->options),
+      config::to_json(nn::CoordinateDescentFeedForwardOptions{.dim = 3,
+                                                              .mult = 7,
+                                                              .use_coor_descent = true,
+                                                              .coor_descent_iters = 10,
+                                                              .coor_descent_sparsity_k = 9,
+                                                              .coor_descent_eps = 11,
+                                                              .coor_descent_eps_init = 12,
+                                                              .coor_descent_eps_decay = 0.13,
+                                                              .coor_descent_solver = "exact"}));
+}
+
+struct WrapperImpl : torch::nn::Cloneable<WrapperImpl> {
+  WrapperImpl() { reset(); }
+  void reset() override {
+    model = register_module("model", CoordinateDescentTransformer(small_options()[0]));
+  }
+  CoordinateDescentTransformer model{nullptr};
+};
+
+TEST(CoordinateDescentTransformer, IsClonedWithTheModuleThatHoldsIt) {
+  WrapperImpl wrapper;
+  wrapper.model->pos_emb->weight.set_requires_grad(false);
+  const auto clone = std::dynamic_pointer_cast<WrapperImpl>(wrapper.clone());
+  const at::Tensor tokens = random_tokens(2, 5);
+  EXPECT_TRUE(clone->model(tokens).equal(wrapper.model(tokens)));
+  EXPECT_FALSE(clone->model->pos_emb->weight.requires_grad());
+  EXPECT_TRUE(clone->model->token_emb->weight.requires_grad());
+}
+
 TEST(CoordinateDescentTransformer, RefusesOptionsThatDoNotFit) {
   const auto refuses = [](void (*change)(Options&), const std::string& words) {
     Options options = small_options()[0];
@@ -164,7 +229,8 @@ TEST(CoordinateDescentTransformer, RefusesOptionsThatDoNotFit) {
           name + "expected `seq_len` to be at least 1, but got 0.");
   refuses([](Options& o) { o.depth = 0; }, name + "expected `depth` to be at least 1, but got 0.");
   refuses([](Options& o) { o.ff_mult = 0; },
-          name + "expected `ff_mult` to be finite and positive, but got 0.");
+          "weir::CoordinateDescentFeedForward: expected `dim` * `mult` to lie in [1, 1073741824], "
+          "but got 12 * 0.");
   refuses([](Options& o) { o.attn_coor_descent_sparsity_k = 0; },
           name + "expected `attn_coor_descent_sparsity_k` to be finite and positive, but got 0.");
   refuses([](Options& o) { o.ff_coor_descent_sparsity_k = 0; },

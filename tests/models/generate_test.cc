@@ -7,6 +7,7 @@
 #include <gtest/gtest.h>
 #include <torch/torch.h>
 
+#include <algorithm>
 #include <cmath>
 #include <stdexcept>
 
@@ -93,6 +94,22 @@ TEST_F(SmallGeneration, SeedsDecide) {
   torch::manual_seed(9);
   run({.max_new_tokens = 12, .seed = 3});
   EXPECT_TRUE(at::rand({3}).equal(before)) << "torch's own generator is left alone";
+}
+
+TEST_F(SmallGeneration, EveryTokenOfEveryRowHasItsOwnRandomNumber) {
+  torch::NoGradGuard no_grad;
+  model_->named_parameters()["to_logits.1.weight"].zero_();
+  model_->named_parameters()["to_logits.1.bias"].zero_();  // all tokens equally likely
+  std::vector<Tokens> rows =
+      tokens_of(generate(*model_, std::vector<Tokens>(40, {1}), {.max_new_tokens = 40}));
+  std::vector<int> counts(23);
+  for (const Tokens& row : rows) {
+    for (const std::int64_t token : row) ++counts[token];
+  }
+  EXPECT_THAT(counts,
+              Each(::testing::AllOf(::testing::Ge(30), ::testing::Le(110))));  // 70 +- 5 sigma
+  std::sort(rows.begin(), rows.end());
+  EXPECT_EQ(std::unique(rows.begin(), rows.end()), rows.end());
 }
 
 TEST_F(SmallGeneration, FiltersReachTheSampler) {

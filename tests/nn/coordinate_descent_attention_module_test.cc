@@ -81,6 +81,8 @@ struct Refusal {
 TEST(CoordinateDescentAttentionModule, RefusesOptionsThatDoNotFit) {
   const Refusal refusals[] = {
       {{.dim = 0}, "expected `dim` to be at least 1, but got 0."},
+      {{.dim = std::int64_t{1} << 62},
+       "expected `dim` to be at most 1073741824, but got 4611686018427387904."},
       {{.dim = 8, .dim_head = 0}, "expected `dim_head` to be at least 1, but got 0."},
       {{.dim = 8, .heads = 0}, "expected `heads` to be at least 1, but got 0."},
       {{.dim = 8, .coor_descent_iters = 0},

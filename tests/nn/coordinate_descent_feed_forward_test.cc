@@ -144,9 +144,12 @@ TEST(CoordinateDescentFeedForward, RefusesWhatDoesNotFit) {
                    "weir::CoordinateDescentFeedForward: " + words);
   };
   refuses({.dim = 0}, "expected `dim` to be at least 1, but got 0.");
-  refuses({.dim = 8, .mult = -1}, "expected `mult` to be finite and positive, but got -1.");
+  refuses({.dim = 8, .mult = -1},
+          "expected `dim` * `mult` to lie in [1, 1073741824], but got 8 * -1.");
+  refuses({.dim = 1 << 30, .mult = 1e300},
+          "expected `dim` * `mult` to lie in [1, 1073741824], but got 1073741824 * 1e+300.");
   refuses({.dim = 2, .mult = 0.25},
-          "expected at least 1 hidden unit, but `dim` * `mult` is 2 * 0.25.");
+          "expected `dim` * `mult` to lie in [1, 1073741824], but got 2 * 0.25.");
   refuses({.dim = 8, .coor_descent_sparsity_k = -2},
           "expected `coor_descent_sparsity_k` to be finite and positive, but got -2.");
   refuses({.dim = 8, .coor_descent_iters = 0},

@@ -7,7 +7,16 @@
 #include <cmath>
 #include <limits>
 
+#include "kernels/cpu/flush_denormals.h"
 #include "kernels/scratch.h"
+
+#ifndef WEIR_COORDINATE_DESCENT_ONCE
+#define WEIR_COORDINATE_DESCENT_ONCE
+namespace weir::kernels {
+// 16 transposed rows of 512 are 32 KB. Beyond, a row's own work hides its horizontal sums and logs.
+constexpr std::int64_t kLongestLaneRow = 512;
+}  // namespace weir::kernels
+#endif
 
 #undef HWY_TARGET_INCLUDE
 #define HWY_TARGET_INCLUDE "kernels/cpu/coordinate_descent.cc"
@@ -22,8 +31,6 @@
 HWY_BEFORE_NAMESPACE();
 namespace weir::kernels {
 namespace HWY_NAMESPACE {
-
-constexpr std::int64_t kLongestLaneRow = 256;  // 16 transposed rows of it are 16 KB: half of an L1
 
 template <class Value>
 struct ComputeOf {
@@ -146,11 +153,13 @@ HWY_INLINE void LoadLanes(const CoordinateDescentRows<Value>& in, std::int64_t b
     }
     rows.budget[lane] = budget;
     rows.log_budget[lane] = std::log(budget);
-    for (std::size_t j = 0; j < rows.cols; ++j) {
-      const bool inside = j >= row.first && j < row.first + row.span;
-      rows.x[j * lanes + lane] =
-          computes ? (inside ? row_scratch[j - row.first] : kNothing<T>) : T(0);
-    }
+    rows.max[lane] = static_cast<double>(row.max);
+    T* HWY_RESTRICT x = rows.x + lane;
+    const std::size_t span = computes ? row.span : 0, end = row.first + span;
+    const T outside = computes ? kNothing<T> : T(0);
+    for (std::size_t j = 0; j < row.first; ++j) x[j * lanes] = outside;
+    for (std::size_t j = 0; j < span; ++j) x[(row.first + j) * lanes] = row_scratch[j];
+    for (std::size_t j = end; j < rows.cols; ++j) x[j * lanes] = outside;
   }
 }
 
@@ -325,7 +334,7 @@ std::size_t coordinate_descent_workspace_bytes(std::int64_t cols, std::int64_t n
   const std::size_t iterations = static_cast<std::size_t>(n_iters) + 1;
   // Three rows or, for short rows, two transposed groups and a row; the trace of a group or the
   // terms.
-  const std::size_t rows = cols <= 256 ? 2 * kLanes * row + row : 3 * row;
+  const std::size_t rows = cols <= kLongestLaneRow ? 2 * kLanes * row + row : 3 * row;
   return rows + Scratch::bytes<double>(iterations * kLanes * 2);
 }
 
@@ -334,10 +343,12 @@ std::size_t coordinate_descent_workspace_bytes(std::int64_t cols, std::int64_t n
   HWY_EXPORT(Backward##Name);                                                                      \
   void coordinate_descent_forward(const CoordinateDescentForward<Value>& args, std::int64_t begin, \
                                   std::int64_t end, std::byte* workspace) {                        \
+    const FlushDenormals guard;                                                                    \
     HWY_DYNAMIC_DISPATCH(Forward##Name)(args, begin, end, workspace);                              \
   }                                                                                                \
   void coordinate_descent_backward(const CoordinateDescentBackward<Value>& args,                   \
                                    std::int64_t begin, std::int64_t end, std::byte* workspace) {   \
+    const FlushDenormals guard;                                                                    \
     HWY_DYNAMIC_DISPATCH(Backward##Name)(args, begin, end, workspace);                             \
   }
 WEIR_DISPATCH(Float, float)

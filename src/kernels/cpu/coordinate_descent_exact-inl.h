@@ -48,29 +48,59 @@ HWY_INLINE std::size_t CompressFrom(const T* HWY_RESTRICT x, std::size_t padded,
   return count;
 }
 
-/// The rank-th largest entry (1-based). Long rows are first reduced to what a sample says is the
-/// top.
+/// #{j : x_j >= bound}
+template <class T>
+HWY_INLINE std::size_t CountFrom(const T* HWY_RESTRICT x, std::size_t padded, T bound) {
+  const hn::ScalableTag<T> d;
+  const std::size_t lanes = hn::Lanes(d);
+  const auto lower = hn::Set(d, bound);
+  std::size_t count = 0;
+  for (std::size_t i = 0; i < padded; i += 2 * lanes) {
+    count += hn::CountTrue(d, hn::Ge(hn::Load(d, x + i), lower)) +
+             hn::CountTrue(d, hn::Ge(hn::Load(d, x + i + lanes), lower));
+  }
+  return count;
+}
+
+/// A value that at least `rank` entries reach, and not many more: by bisection between the smallest
+/// and the largest. Always valid, tight for all but wild distributions.
+template <class T>
+HWY_INLINE T BoundByBisection(const T* HWY_RESTRICT x, const RowStatistics<T>& row,
+                              std::size_t rank) {
+  constexpr int kMostSteps = 12;
+  T low = std::max(row.min, -std::numeric_limits<T>::max()), high = row.max;
+  for (int step = 0; step < kMostSteps; ++step) {
+    const T middle = low / 2 + high / 2;
+    if (!(middle > low && middle < high)) break;
+    const std::size_t count = CountFrom(x, Padded(row.span), middle);
+    (count >= rank ? low : high) = middle;
+    if (count >= rank && count <= 2 * rank + 16) break;
+  }
+  return low;
+}
+
+/// The same from a sample of a long row; -inf when the sample was misleading.
+template <class T>
+HWY_INLINE T BoundBySample(const T* HWY_RESTRICT x, const RowStatistics<T>& row, std::size_t rank,
+                           T* HWY_RESTRICT sample) {
+  const std::size_t stride = row.span / kSample;
+  for (std::size_t i = 0; i < kSample; ++i) sample[i] = x[i * stride];
+  const double expected = static_cast<double>(rank) * kSample / static_cast<double>(row.span);
+  const auto safe = static_cast<std::size_t>(expected + 4 * std::sqrt(expected) + 5);  // 4 sigma
+  if (safe >= kSample) return kNothing<T>;
+  std::nth_element(sample, sample + safe, sample + kSample, std::greater<T>());
+  const T bound = sample[safe];
+  return CountFrom(x, Padded(row.span), bound) >= rank ? bound : kNothing<T>;
+}
+
+/// The rank-th largest entry (1-based): SIMD narrows the row down to a few candidates first.
 template <class T>
 HWY_INLINE T RankLargest(const T* HWY_RESTRICT x, const RowStatistics<T>& row, std::size_t rank,
                          T* HWY_RESTRICT scratch) {
-  const std::size_t padded = Padded(row.span);
-  if (row.span >= 4 * kSample) {
-    const std::size_t stride = row.span / kSample;
-    for (std::size_t i = 0; i < kSample; ++i) scratch[i] = x[i * stride];
-    const double expected = static_cast<double>(rank) * kSample / static_cast<double>(row.span);
-    const auto safe = static_cast<std::size_t>(expected + 4 * std::sqrt(expected) + 5);  // 4 sigma
-    if (safe < kSample) {
-      std::nth_element(scratch, scratch + safe, scratch + kSample, std::greater<T>());
-      const std::size_t count = CompressFrom(x, padded, scratch[safe], scratch + kSample);
-      if (count >= rank) {
-        T* top = scratch + kSample;
-        std::nth_element(top, top + (rank - 1), top + count, std::greater<T>());
-        return top[rank - 1];
-      }
-    }
-  }
-  std::copy(x, x + row.span, scratch);
-  std::nth_element(scratch, scratch + (rank - 1), scratch + row.span, std::greater<T>());
+  const T bound = row.span >= 4 * kSample ? BoundBySample(x, row, rank, scratch)
+                                          : BoundByBisection(x, row, rank);
+  const std::size_t count = CompressFrom(x, Padded(row.span), bound, scratch);
+  std::nth_element(scratch, scratch + (rank - 1), scratch + count, std::greater<T>());
   return scratch[rank - 1];
 }
 

@@ -31,11 +31,16 @@ struct LaneExponents {
   HWY_ALIGN T high[kMostLanes], shift[kMostLanes];
   T scale = 0;
 
-  HWY_INLINE void set(std::size_t lane, double c, double eps) {
-    const Exponent<T> e = MakeExponent<T>(c, eps);
-    high[lane] = e.high;
-    shift[lane] = e.shift;
-    scale = e.scale;
+  /// MakeExponent for all lanes, in a form that compilers vectorise.
+  HWY_INLINE void set(const double* HWY_RESTRICT c, std::size_t lanes, double eps) {
+    constexpr double kLargest = std::numeric_limits<T>::max();
+    const double wide_scale = 1.442695040888963407360 / eps;
+    for (std::size_t lane = 0; lane < lanes; ++lane) {
+      high[lane] = static_cast<T>(std::clamp(c[lane], -kLargest, kLargest));
+      const double rest = (static_cast<double>(high[lane]) - c[lane]) * wide_scale;
+      shift[lane] = static_cast<T>(std::clamp(rest, -kLargest, kLargest));
+    }
+    scale = static_cast<T>(wide_scale);
   }
 };
 
@@ -44,7 +49,7 @@ struct LaneRows {
   std::size_t cols = 0;
   T* x = nullptr;  // [cols, lanes]
   RowStatistics<T> row[kMostLanes];
-  double budget[kMostLanes], log_budget[kMostLanes];
+  HWY_ALIGN double budget[kMostLanes], log_budget[kMostLanes], max[kMostLanes];
 };
 
 /// values[i] = log(values[i])
@@ -93,17 +98,15 @@ HWY_INLINE void IterateLanes(const LaneRows<T>& rows, const double* eps, std::in
   for (std::int64_t t = 1; t < n_iters; ++t) {
     const double* HWY_RESTRICT before = trace + static_cast<std::size_t>(t - 1) * lanes;
     double* HWY_RESTRICT now = trace + static_cast<std::size_t>(t) * lanes;
-    for (std::size_t lane = 0; lane < lanes; ++lane) {
-      r[lane] = std::min(-before[lane], static_cast<double>(rows.row[lane].max));
-      exponents.set(lane, r[lane], eps[t]);
-    }
+    for (std::size_t lane = 0; lane < lanes; ++lane)
+      r[lane] = std::min(-before[lane], rows.max[lane]);
+    exponents.set(r, lanes, eps[t]);
     SumCappedLanes(rows.x, rows.cols, exponents, log_sum);
     LogInPlace(log_sum, lanes);
-    bool fixed = eps[t] == eps[n_iters];
     for (std::size_t lane = 0; lane < lanes; ++lane) {
       now[lane] = eps[t] * (rows.log_budget[lane] - log_sum[lane]) - r[lane];
-      fixed &= now[lane] == before[lane];
     }
+    const bool fixed = eps[t] == eps[n_iters] && std::equal(now, now + lanes, before);
     if (fixed) {  // all lanes repeat from here on, to the last bit
       for (std::int64_t later = t + 1; later < n_iters; ++later) {
         std::copy(now, now + lanes, trace + static_cast<std::size_t>(later) * lanes);
@@ -119,7 +122,7 @@ HWY_INLINE void ReadOutLanes(T* HWY_RESTRICT x, std::size_t cols, const double* 
   const hn::ScalableTag<T> d;
   const std::size_t lanes = hn::Lanes(d);
   LaneExponents<T> e;
-  for (std::size_t lane = 0; lane < lanes; ++lane) e.set(lane, c[lane], eps);
+  e.set(c, lanes, eps);
   const auto high = hn::Load(d, e.high), shift = hn::Load(d, e.shift), scale = hn::Set(d, e.scale);
   const auto zero = hn::Zero(d), smallest = hn::Set(d, kSmallestExponent<T>);
   for (std::size_t j = 0; j < cols; ++j) {
@@ -136,7 +139,7 @@ HWY_INLINE void StartGradientLanes(const T* HWY_RESTRICT x, std::size_t cols, co
   const hn::ScalableTag<T> d;
   const std::size_t lanes = hn::Lanes(d);
   LaneExponents<T> e;
-  for (std::size_t lane = 0; lane < lanes; ++lane) e.set(lane, c[lane], eps);
+  e.set(c, lanes, eps);
   const auto high = hn::Load(d, e.high), shift = hn::Load(d, e.shift), scale = hn::Set(d, e.scale);
   const auto zero = hn::Zero(d), smallest = hn::Set(d, kSmallestExponent<T>);
   const auto inverse = hn::Set(d, static_cast<T>(1 / eps));
@@ -202,8 +205,9 @@ HWY_INLINE void GradientLanes(const LaneRows<T>& rows, const double* eps, std::i
     }
     if (t == 0 || !any) return;
     const double* before = now - lanes;
+    for (std::size_t lane = 0; lane < lanes; ++lane) c[lane] = -now[lane];
+    exponents.set(c, lanes, eps[t]);
     for (std::size_t lane = 0; lane < lanes; ++lane) {
-      exponents.set(lane, -now[lane], eps[t]);
       limits[lane] = RoundDown<T>(-before[lane]);
       coefficients[lane] = static_cast<T>(mass[lane] / rows.budget[lane]);
     }

@@ -11,6 +11,7 @@
 
 #include <hwy/highway.h>
 
+#include <algorithm>
 #include <cstddef>
 #include <cstdint>
 #include <cstring>
@@ -27,12 +28,12 @@ namespace hn = hwy::HWY_NAMESPACE;
 template <class T>
 constexpr T kNothing = -std::numeric_limits<T>::infinity();
 
-/// A row as it counts: entries [first, first + count) of it contain all that are valid.
+/// A row as it counts: entries [first, first + span) of it contain all that are valid.
 template <class T>
 struct RowStatistics {
-  std::size_t first = 0, span = 0;  // the part of the row that is in scratch
-  std::size_t valid = 0;            // entries above -inf
-  T max = kNothing<T>;
+  std::size_t first = 0, span = 0;         // the part of the row that is in scratch
+  std::size_t valid = 0;                   // entries above -inf
+  T max = kNothing<T>, min = kNothing<T>;  // over the part in scratch
   bool has_nan = false;
 };
 
@@ -124,22 +125,30 @@ HWY_INLINE void StoreRow(const T* HWY_RESTRICT from, std::size_t count, Value* H
 }
 
 template <class T>
-HWY_INLINE void Summarise(const T* HWY_RESTRICT row, RowStatistics<T>& row_statistics) {
+HWY_INLINE void Summarise(const T* HWY_RESTRICT row, RowStatistics<T>& summary) {
   const hn::ScalableTag<T> d;
   const std::size_t lanes = hn::Lanes(d);
-  const auto nothing = hn::Set(d, kNothing<T>);
-  auto max = nothing;
-  std::size_t skipped = 0, nan = 0;
-  const std::size_t padded = Padded(row_statistics.span);
-  for (std::size_t i = 0; i < padded; i += lanes) {
+  auto max = hn::Set(d, kNothing<T>), min = hn::Set(d, -kNothing<T>);
+  auto nan = hn::Gt(max, min);  // none
+  std::size_t i = 0;
+  for (; i + lanes <= summary.span; i += lanes) {
     const auto v = hn::Load(d, row + i);
     max = hn::Max(max, v);
-    nan += hn::CountTrue(d, hn::IsNaN(v));
-    skipped += hn::CountTrue(d, hn::Eq(v, nothing));
+    min = hn::Min(min, v);
+    nan = hn::Or(nan, hn::IsNaN(v));
   }
-  row_statistics.max = hn::GetLane(hn::MaxOfLanes(d, max));
-  row_statistics.has_nan = nan > 0;
-  row_statistics.valid = padded - skipped;
+  summary.max = hn::GetLane(hn::MaxOfLanes(d, max));
+  summary.min = hn::GetLane(hn::MinOfLanes(d, min));
+  summary.has_nan = !hn::AllFalse(d, nan);
+  for (; i < summary.span; ++i) {
+    summary.max = std::max(summary.max, row[i]);
+    summary.min = std::min(summary.min, row[i]);
+    summary.has_nan |= row[i] != row[i];
+  }
+  summary.valid = summary.span;
+  if (!(summary.min > kNothing<T>)) {
+    summary.valid -= static_cast<std::size_t>(std::count(row, row + summary.span, kNothing<T>));
+  }
 }
 
 /// Brings the part of a row that the mask keeps into scratch; masked entries inside it become -inf.
@@ -147,36 +156,35 @@ template <class T, class Value>
 HWY_INLINE RowStatistics<T> LoadMaskedRow(const Value* HWY_RESTRICT scores,
                                           const std::uint8_t* HWY_RESTRICT mask, std::size_t cols,
                                           T* HWY_RESTRICT to) {
-  RowStatistics<T> row_statistics;
-  row_statistics.span = cols;
+  RowStatistics<T> summary;
+  summary.span = cols;
   if (mask != nullptr) {  // causal and padding masks shorten the row
     const void* first = std::memchr(mask, 1, cols);
     if (first == nullptr) {
-      row_statistics.span = 0;
-      return row_statistics;
+      summary.span = 0;
+      return summary;
     }
-    row_statistics.first = static_cast<std::size_t>(static_cast<const std::uint8_t*>(first) - mask);
+    summary.first = static_cast<std::size_t>(static_cast<const std::uint8_t*>(first) - mask);
     std::size_t end = cols;
     while (mask[end - 1] == 0) --end;
-    row_statistics.span = end - row_statistics.first;
+    summary.span = end - summary.first;
   }
-  LoadRow(scores + row_statistics.first, row_statistics.span, kNothing<T>, to);
+  LoadRow(scores + summary.first, summary.span, kNothing<T>, to);
   if (mask != nullptr) {
-    const std::uint8_t* HWY_RESTRICT keep = mask + row_statistics.first;
-    for (std::size_t i = 0; i < row_statistics.span; ++i)
-      to[i] = keep[i] != 0 ? to[i] : kNothing<T>;
+    const std::uint8_t* HWY_RESTRICT keep = mask + summary.first;
+    for (std::size_t i = 0; i < summary.span; ++i) to[i] = keep[i] != 0 ? to[i] : kNothing<T>;
   }
-  Summarise(to, row_statistics);
-  return row_statistics;
+  Summarise(to, summary);
+  return summary;
 }
 
 /// Writes a whole row: zeros, with the part in scratch at its place.
 template <class T, class Value>
-HWY_INLINE void StoreMaskedRow(const T* HWY_RESTRICT from, const RowStatistics<T>& row_statistics,
+HWY_INLINE void StoreMaskedRow(const T* HWY_RESTRICT from, const RowStatistics<T>& summary,
                                std::size_t cols, Value* HWY_RESTRICT to) {
-  const std::size_t end = row_statistics.first + row_statistics.span;
-  std::memset(static_cast<void*>(to), 0, row_statistics.first * sizeof(Value));
-  StoreRow(from, row_statistics.span, to + row_statistics.first);
+  const std::size_t end = summary.first + summary.span;
+  std::memset(static_cast<void*>(to), 0, summary.first * sizeof(Value));
+  StoreRow(from, summary.span, to + summary.first);
   std::memset(static_cast<void*>(to + end), 0, (cols - end) * sizeof(Value));
 }
 

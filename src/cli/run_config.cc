@@ -1,0 +1,109 @@
+// SPDX-License-Identifier: Apache-2.0
+// Documents to options and back.
+#include "cli/run_config.h"
+
+#include <torch/utils.h>
+
+#include <algorithm>
+
+#include "config/error.h"
+#include "config/options.h"
+#include "models/registry.h"
+
+namespace weir::cli {
+namespace {
+
+constexpr auto kDefaultKind = "coordinate_descent";
+constexpr std::int64_t kByteTokens = 256;
+
+std::vector<config::Field> all_fields(const std::string& kind) {
+  std::vector<config::Field> fields = {
+      {"model.kind", "string", "\"" + std::string(kDefaultKind) + "\"", "Which model."}};
+  const auto append = [&](std::vector<config::Field> more) {
+    fields.insert(fields.end(), more.begin(), more.end());
+  };
+  append(models::describe_language_model(kind, "model"));
+  append(config::describe<data::CorpusOptions>("data"));
+  append(config::describe<train::TrainOptions>("train"));
+  for (auto& field : fields) {
+    if (field.name == "model.num_tokens") field.default_value = std::to_string(kByteTokens);
+  }
+  return fields;
+}
+
+// The kind, taken out of the table [model].
+std::string take_kind(config::Json& model) {
+  if (!model.contains("kind")) return kDefaultKind;
+  if (!model["kind"].is_string()) {
+    throw config::Error("`model.kind`: expected a string, but got " + model["kind"].dump());
+  }
+  const auto kind = model["kind"].get<std::string>();
+  model.erase("kind");
+  return kind;
+}
+
+void check_tables(const config::Json& document, const std::string& kind) {
+  config::internal::check_table(document, "", {"model", "data", "train"}, known_keys(kind));
+}
+
+std::string table_text(const std::vector<config::Field>& fields) {
+  std::string text;
+  for (const auto& field : fields) {
+    std::string head = "  --" + field.name + "  " + field.type + " [" + field.default_value + "]";
+    text += head + "\n        " + field.help + "\n";
+  }
+  return text;
+}
+
+}  // namespace
+
+RunConfig read_run_config(config::Json document, const Overrides& overrides) {
+  for (const auto& [key, value] : overrides) config::set(document, key, value);
+  config::Json model = document.value("model", config::Json::object());
+  if (!model.is_object()) {
+    throw config::Error("`model`: expected a table, but got " + model.dump());
+  }
+  RunConfig result;
+  result.kind = take_kind(model);
+  check_tables(document, result.kind);
+  if (!model.contains("num_tokens")) model["num_tokens"] = kByteTokens;
+  result.options = std::move(model);
+  const auto table = [&](const char* name) { return document.value(name, config::Json::object()); };
+  result.data = config::from_json<data::CorpusOptions>(table("data"), "data");
+  result.train = config::from_json<train::TrainOptions>(table("train"), "train");
+  train::check(result.train);
+  return result;
+}
+
+std::shared_ptr<models::LanguageModel> make_model(const RunConfig& config) {
+  torch::manual_seed(static_cast<std::uint64_t>(config.train.seed));
+  return models::make_language_model(config.kind, config.options, "model");
+}
+
+std::string to_toml(const RunConfig& config, const models::LanguageModel& model) {
+  config::Json document = {{"model", {{"kind", config.kind}}},
+                           {"data", config::to_json(config.data)},
+                           {"train", config::to_json(config.train)}};
+  config::merge(document["model"], config::parse_json(model.options_json(), "model"));
+  return config::to_toml(document);
+}
+
+std::vector<std::string> known_keys(const std::string& kind) {
+  std::vector<std::string> keys;
+  for (const auto& field : all_fields(kind)) keys.push_back(field.name);
+  return keys;
+}
+
+std::string option_tables() {
+  std::string text = "Options of a run, as keys of the tables of its file or as below; in brackets the default:\n";
+  text += table_text({{"model.kind", "string", "\"" + std::string(kDefaultKind) + "\"",
+                       "Which model; each kind has options of its own."}});
+  for (const auto& kind : models::language_model_kinds()) {
+    text += "\nWith model.kind = \"" + kind + "\":\n" +
+            table_text(models::describe_language_model(kind, "model"));
+  }
+  text += "\n" + table_text(config::describe<data::CorpusOptions>("data"));
+  return text + "\n" + table_text(config::describe<train::TrainOptions>("train"));
+}
+
+}  // namespace weir::cli
