@@ -49,6 +49,13 @@ Overrides take_overrides(std::vector<std::string>& arguments) {
   return overrides;
 }
 
+void refuse_overrides(const CLI::App& verb, const Overrides& overrides) {
+  if (overrides.empty()) return;
+  const std::string program = "weir " + verb.get_name();
+  throw config::Error(program + ": unknown option --" + overrides.front().first +
+                      "; only weir train takes the options of a run");
+}
+
 void refuse_leftovers(const CLI::App& verb, const std::vector<std::string>& keys) {
   const auto leftovers = verb.remaining();
   if (leftovers.empty()) return;
@@ -57,9 +64,9 @@ void refuse_leftovers(const CLI::App& verb, const std::vector<std::string>& keys
   if (!first.starts_with("--")) throw config::Error(program + ": unexpected argument " + first);
   const std::string name = first.substr(2, first.find('=') - 2);
   const std::string meant = config::nearest(name, known_words(verb, keys));
-  throw config::Error(program + ": unknown option --" + name +
-                      (meant.empty() ? "; see " + program + " --help"
-                                     : "; did you mean --" + meant + "?"));
+  throw config::Error(
+      program + ": unknown option --" + name +
+      (meant.empty() ? "; see " + program + " --help" : "; did you mean --" + meant + "?"));
 }
 
 }  // namespace weir::cli

@@ -18,6 +18,9 @@ using Overrides = std::vector<std::pair<std::string, std::string>>;
 /// is missing.
 Overrides take_overrides(std::vector<std::string>& arguments);
 
+/// Throws config::Error if there are overrides, which `verb` does not take.
+void refuse_overrides(const CLI::App& verb, const Overrides& overrides);
+
 /// Throws config::Error on arguments that `verb` did not take. `keys` are the dotted keys that it
 /// takes besides its flags.
 void refuse_leftovers(const CLI::App& verb, const std::vector<std::string>& keys);

@@ -16,15 +16,9 @@ namespace {
 constexpr auto kDefaultKind = "coordinate_descent";
 constexpr std::int64_t kByteTokens = 256;
 
-std::vector<config::Field> all_fields(const std::string& kind) {
-  std::vector<config::Field> fields = {
-      {"model.kind", "string", "\"" + std::string(kDefaultKind) + "\"", "Which model."}};
-  const auto append = [&](std::vector<config::Field> more) {
-    fields.insert(fields.end(), more.begin(), more.end());
-  };
-  append(models::describe_language_model(kind, "model"));
-  append(config::describe<data::CorpusOptions>("data"));
-  append(config::describe<train::TrainOptions>("train"));
+// The options of models of `kind`; here they read bytes.
+std::vector<config::Field> model_fields(const std::string& kind) {
+  auto fields = models::describe_language_model(kind, "model");
   for (auto& field : fields) {
     if (field.name == "model.num_tokens") field.default_value = std::to_string(kByteTokens);
   }
@@ -89,18 +83,22 @@ std::string to_toml(const RunConfig& config, const models::LanguageModel& model)
 }
 
 std::vector<std::string> known_keys(const std::string& kind) {
-  std::vector<std::string> keys;
-  for (const auto& field : all_fields(kind)) keys.push_back(field.name);
+  std::vector<std::string> keys = {"model.kind"};
+  for (const auto& fields : {model_fields(kind), config::describe<data::CorpusOptions>("data"),
+                             config::describe<train::TrainOptions>("train")}) {
+    for (const auto& field : fields) keys.push_back(field.name);
+  }
   return keys;
 }
 
 std::string option_tables() {
-  std::string text = "Options of a run, as keys of the tables of its file or as below; in brackets the default:\n";
-  text += table_text({{"model.kind", "string", "\"" + std::string(kDefaultKind) + "\"",
+  std::string text =
+      "Options of a run: keys of the tables [model], [data] and [train] of its file, or on the\n"
+      "command line as below. In brackets: the default.\n\n";
+  text += table_text({{"model.kind", "string", config::Json(kDefaultKind).dump(),
                        "Which model; each kind has options of its own."}});
   for (const auto& kind : models::language_model_kinds()) {
-    text += "\nWith model.kind = \"" + kind + "\":\n" +
-            table_text(models::describe_language_model(kind, "model"));
+    text += "\nWith model.kind = \"" + kind + "\":\n" + table_text(model_fields(kind));
   }
   text += "\n" + table_text(config::describe<data::CorpusOptions>("data"));
   return text + "\n" + table_text(config::describe<train::TrainOptions>("train"));

@@ -44,7 +44,7 @@ void check(const GenerateOptions& options) {
                     ": expected `top_p` to lie in (0, 1], but got ", options.top_p, ".");
 }
 
-// All prompts, because a row that never fits the cache's batch must not fail in the middle.
+// Before anything is generated: one bad prompt must not end the others in the middle.
 void check(const std::vector<Tokens>& prompts, std::int64_t num_tokens) {
   for (std::size_t row = 0; row < prompts.size(); ++row) {
     TORCH_CHECK_VALUE(!prompts[row].empty(), "weir::", kName, ": expected prompt ", row,
@@ -57,7 +57,7 @@ void check(const std::vector<Tokens>& prompts, std::int64_t num_tokens) {
   }
 }
 
-Logits to_logits(const at::Tensor& row, std::int64_t prompt) {
+Logits checked(const at::Tensor& row, std::int64_t prompt) {
   const double* data = row.const_data_ptr<double>();
   Logits logits(data, data + row.numel());
   bool possible = false;
@@ -83,6 +83,18 @@ bool ends_with_stop(const Tokens& tokens, const GenerateOptions& options) {
          });
 }
 
+// Adds `token` to a row; true if the row goes on.
+bool add(Generated& result, std::int64_t row, std::int64_t token, const GenerateOptions& options,
+         const OnToken& on_token) {
+  result.tokens.push_back(token);
+  const bool wanted = !on_token || on_token(row, token);
+  const bool stopped = ends_with_stop(result.tokens, options);
+  if (stopped || !wanted) {
+    result.stop_reason = stopped ? StopReason::kStop : StopReason::kCancelled;
+  }
+  return wanted && !stopped;
+}
+
 }  // namespace
 
 std::string_view to_string(StopReason reason) {
@@ -91,9 +103,10 @@ std::string_view to_string(StopReason reason) {
       return "stop";
     case StopReason::kCancelled:
       return "cancelled";
-    default:
-      return "max_new_tokens";
+    case StopReason::kMaxNewTokens:
+      break;
   }
+  return "max_new_tokens";
 }
 
 std::vector<Generated> generate(LanguageModel& model, const std::vector<Tokens>& prompts,
@@ -112,17 +125,11 @@ std::vector<Generated> generate(LanguageModel& model, const std::vector<Tokens>&
     std::vector<std::int64_t> still_growing;
     for (std::size_t j = 0; j < growing.size(); ++j) {
       const std::int64_t row = growing[j];
-      Generated& result = results[row];
       const std::int64_t token =
-          sample(to_logits(logits[static_cast<std::int64_t>(j)], row), sequences[row], options,
+          sample(checked(logits[static_cast<std::int64_t>(j)], row), sequences[row], options,
                  uniform(options.seed, options.first_row + row, i));
       sequences[row].push_back(token);
-      result.tokens.push_back(token);
-      const bool wanted = !on_token || on_token(row, token);
-      const bool stopped = ends_with_stop(result.tokens, options);
-      if (stopped) result.stop_reason = StopReason::kStop;
-      if (!stopped && !wanted) result.stop_reason = StopReason::kCancelled;
-      if (!stopped && wanted) still_growing.push_back(row);
+      if (add(results[row], row, token, options, on_token)) still_growing.push_back(row);
     }
     growing = std::move(still_growing);
   }

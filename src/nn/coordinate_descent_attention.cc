@@ -7,6 +7,7 @@
 #include <torch/nn/init.h>
 
 #include <cmath>
+#include <tuple>
 
 #include "nn/check.h"
 
@@ -44,6 +45,16 @@ at::Tensor visible_slots(const at::Tensor& positions, std::int64_t nulls, std::i
   return slots <= (positions + nulls).unsqueeze(-1);
 }
 
+// The same for all n tokens of `x`: (n, nulls + n), with padding (batch, 1, n, nulls + n).
+at::Tensor visible_tokens(const at::Tensor& x, const std::optional<at::Tensor>& mask,
+                          std::int64_t nulls) {
+  const std::int64_t batch = x.size(0), n = x.size(1);
+  const at::Tensor causal = visible_slots(at::arange(n, x.options().dtype(at::kLong)), nulls, n);
+  if (!mask) return causal;
+  const at::Tensor kept = at::cat({mask->new_ones({batch, nulls}), *mask}, 1);
+  return causal & kept.view({batch, 1, 1, nulls + n});
+}
+
 }  // namespace
 
 CoordinateDescentAttentionImpl::CoordinateDescentAttentionImpl(
@@ -70,40 +81,26 @@ void CoordinateDescentAttentionImpl::reset() {
 at::Tensor CoordinateDescentAttentionImpl::forward(const at::Tensor& x,
                                                    const CoordinateDescentAttentionInputs& inputs) {
   check(x, inputs, options.dim);
-  const std::int64_t batch = x.size(0), n = x.size(1), nulls = options.attn_null_kv;
   // Zeroing padding at the entry keeps it out for good, NaN included, whatever reads keys later.
   const at::Tensor tokens =
       inputs.mask ? x.masked_fill(inputs.mask->logical_not().unsqueeze(-1), 0) : x;
   const at::Tensor normed = norm(tokens);
-  auto [queries, keys, values] = project(normed);
-  if (nulls > 0) {
-    const std::array<std::int64_t, 4> null_shape = {batch, options.heads, nulls, options.dim_head};
-    keys =
-        at::cat({null_kv[0].expand(null_shape), keys}, 2);  // (batch, heads, nulls + n, dim_head)
-    values = at::cat({null_kv[1].expand(null_shape), values}, 2);
-  }
-  if (!options.use_coor_descent && !inputs.mask && nulls == 0) {
-    return attend(normed, queries, {keys, values}, std::nullopt);
-  }
-  at::Tensor visible =
-      visible_slots(at::arange(n, x.options().dtype(at::kLong)), nulls, n);  // (n, nulls + n)
-  if (inputs.mask) {
-    const at::Tensor kept = at::cat({inputs.mask->new_ones({batch, nulls}), *inputs.mask}, 1);
-    visible = visible & kept.view({batch, 1, 1, nulls + n});  // (batch, 1, n, nulls + n)
-  }
-  return attend(normed, queries, {keys, values}, visible);
+  const auto [queries, keys, values] = project(normed);
+  const KeyValues seen = {with_nulls(0, keys), with_nulls(1, values)};
+  const bool plain = !options.use_coor_descent && !inputs.mask && options.attn_null_kv == 0;
+  if (plain) return attend(normed, queries, seen, std::nullopt);
+  return attend(normed, queries, seen, visible_tokens(x, inputs.mask, options.attn_null_kv));
 }
 
 at::Tensor CoordinateDescentAttentionImpl::step(const at::Tensor& x, const at::Tensor& positions,
                                                 std::int64_t length, KeyValues& past) {
+  at::NoGradGuard no_grad;
   check_tokens(kName, x, options.dim);
   const std::int64_t nulls = options.attn_null_kv;
   const at::Tensor normed = norm(x);
   const auto [queries, keys, values] = project(normed);
-  const at::Tensor slots = (positions + nulls)
-                               .unsqueeze(1)
-                               .unsqueeze(-1)
-                               .expand_as(keys);  // (batch, heads, m, dim_head)
+  at::Tensor slots = (positions + nulls).unsqueeze(1).unsqueeze(-1);
+  slots = slots.expand_as(keys);  // (batch, heads, m, dim_head)
   past.keys.scatter_(2, slots, keys);
   past.values.scatter_(2, slots, values);
   const KeyValues seen = {past.keys.narrow(2, 0, nulls + length),
@@ -133,6 +130,13 @@ std::array<at::Tensor, 3> CoordinateDescentAttentionImpl::project(const at::Tens
           .view({normed.size(0), normed.size(1), 3, options.heads, options.dim_head})
           .permute({2, 0, 3, 1, 4});  // (3, batch, heads, n, dim_head)
   return {qkv[0], qkv[1], qkv[2]};
+}
+
+// The null keys (part 0) or values (part 1) in front of `slots`: (batch, heads, nulls + n,
+// dim_head).
+at::Tensor CoordinateDescentAttentionImpl::with_nulls(std::int64_t part, const at::Tensor& slots) {
+  if (options.attn_null_kv == 0) return slots;
+  return at::cat({null_kv[part].expand({slots.size(0), -1, -1, -1}), slots}, 2);
 }
 
 // `visible` broadcasts to (batch, heads, n, slots); none: plain causal, which needs no mask.

@@ -14,6 +14,7 @@
 #include <algorithm>
 #include <cmath>
 
+#include "ops/checks.h"
 #include "ops/coordinate_descent.h"
 
 namespace weir::ops {
@@ -51,15 +52,6 @@ void check_options(std::int64_t n_iters, double eps, std::optional<double> eps_i
                     eps_decay, ".");
 }
 
-bool broadcasts_to(c10::SymIntArrayRef shape, c10::SymIntArrayRef target) {
-  if (shape.size() > target.size()) return false;
-  for (std::size_t i = 1; i <= shape.size(); ++i) {
-    const c10::SymInt& size = shape[shape.size() - i];
-    if (size != 1 && size != target[target.size() - i]) return false;
-  }
-  return true;
-}
-
 }  // namespace
 
 std::vector<c10::SymInt> CoordinateDescentProblem::trace_shape() const {
@@ -75,13 +67,7 @@ CoordinateDescentProblem coordinate_descent_problem(const at::Tensor& scores,
                                                     std::optional<double> eps_init,
                                                     double eps_decay, std::string_view solver) {
   check_options(n_iters, eps, eps_init, eps_decay, solver);
-  TORCH_CHECK_VALUE(
-      scores.dim() >= 1,
-      "weir::coordinate_descent: expected `scores` to have at least 1 dimension, but got a "
-      "0-dimensional tensor.");
-  TORCH_CHECK_TYPE(scores.is_floating_point(),
-                   "weir::coordinate_descent: expected `scores` to be floating point, but got ",
-                   scores.scalar_type(), ".");
+  check_scores("coordinate_descent", scores);
   const auto shape = scores.sym_sizes();
   const auto row_shape = shape.slice(0, shape.size() - 1);
 
@@ -96,17 +82,7 @@ CoordinateDescentProblem coordinate_descent_problem(const at::Tensor& scores,
   TORCH_CHECK_VALUE(budget.device() == scores.device(),
                     "weir::coordinate_descent: expected `budget` on the device of `scores`, ",
                     scores.device(), ", but got ", budget.device(), ".");
-  if (mask) {
-    TORCH_CHECK_TYPE(mask->scalar_type() == at::kBool,
-                     "weir::coordinate_descent: expected `mask` to be bool (true = keep), but got ",
-                     mask->scalar_type(), ".");
-    TORCH_CHECK_VALUE(broadcasts_to(mask->sym_sizes(), shape),
-                      "weir::coordinate_descent: expected `mask` to broadcast to ", shape,
-                      " like `scores`, but got ", mask->sym_sizes(), ".");
-    TORCH_CHECK_VALUE(mask->device() == scores.device(),
-                      "weir::coordinate_descent: expected `mask` on the device of `scores`, ",
-                      scores.device(), ", but got ", mask->device(), ".");
-  }
+  check_mask("coordinate_descent", scores, mask);
   const bool exact = solver == "exact";
   return {.row_shape = row_shape.vec(),
           .cols = shape.back(),

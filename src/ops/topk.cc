@@ -7,10 +7,11 @@
 #include <ATen/ops/where.h>
 #include <torch/library.h>
 
-#include <algorithm>
+#include <cmath>
 #include <limits>
 #include <tuple>
 
+#include "ops/checks.h"
 #include "weir/ops/coordinate_descent.h"
 
 namespace weir::ops {
@@ -24,13 +25,7 @@ double lowest(at::ScalarType dtype) {
 }
 
 void check(const at::Tensor& scores, std::int64_t k, const TopkOptions& options) {
-  TORCH_CHECK_VALUE(
-      scores.dim() >= 1,
-      "weir::topk: expected `scores` to have at least 1 dimension, but got a 0-dimensional "
-      "tensor.");
-  TORCH_CHECK_TYPE(scores.is_floating_point(),
-                   "weir::topk: expected `scores` to be floating point, but got ",
-                   scores.scalar_type(), ".");
+  check_scores("topk", scores);
   TORCH_CHECK_VALUE(k >= 1 && k <= scores.sym_size(-1), "weir::topk: expected `k` to lie in [1, ",
                     scores.sym_size(-1), "], the length of a row of `scores`, but got ", k, ".");
   TORCH_CHECK_VALUE(options.coor_descent_k_ratio >= 1,
@@ -43,14 +38,19 @@ void check(const at::Tensor& scores, std::int64_t k, const TopkOptions& options)
 TopkResult topk(const at::Tensor& scores, std::int64_t k, const std::optional<at::Tensor>& mask,
                 const TopkOptions& options) {
   check(scores, k, options);
+  check_mask("topk", scores, mask);
   const at::Tensor kept =
       mask ? scores.masked_fill(mask->logical_not(), lowest(scores.scalar_type())) : scores;
   if (options.non_differentiable) {
     auto [values, indices] = at::topk(kept, k);
     return {.values = values, .indices = indices, .coor_descent_values = {}, .gates = {}};
   }
-  const double cols = static_cast<double>(scores.sym_size(-1).expect_int());
-  const double budget = std::min(static_cast<double>(k) * options.coor_descent_k_ratio, cols);
+  // Under tracing the length may be symbolic; only a budget that reaches it pins it down.
+  const c10::SymInt cols = scores.sym_size(-1);
+  double budget = static_cast<double>(k) * options.coor_descent_k_ratio;
+  if (cols < static_cast<std::int64_t>(std::ceil(budget))) {
+    budget = static_cast<double>(cols.guard_int(__FILE__, __LINE__));
+  }
   const at::Tensor weights = coordinate_descent(scores, budget, mask,
                                                 {.n_iters = options.n_iters,
                                                  .eps = options.eps,

@@ -2,6 +2,8 @@
 // The files of a checkpoint, and whether it fits a run.
 #include "train/checkpoint.h"
 
+#include <cstdio>
+
 #include "config/atomic_file.h"
 #include "config/error.h"
 #include "config/options.h"
@@ -25,6 +27,13 @@ std::string difference(const config::Json& saved, const config::Json& wanted) {
 
 }  // namespace
 
+std::string fingerprint(const data::ByteCorpus& corpus) {
+  char text[17];
+  std::snprintf(text, sizeof text, "%016llx",
+                static_cast<unsigned long long>(corpus.fingerprint()));
+  return text;
+}
+
 void write_checkpoint(const std::filesystem::path& directory, const TrainerState& state,
                       const models::LanguageModel& model, const models::TensorMap& optimizer) {
   models::save_model(directory, model);
@@ -37,7 +46,8 @@ TrainerState read_trainer_state(const std::filesystem::path& directory) {
   const config::Json document = config::parse_json(config::read_file(path), path.string());
   try {
     const auto state = config::from_json<TrainerState>(document);
-    for (const auto& [key, unused] : config::to_json(state).items()) {
+    const config::Json complete = config::to_json(state);
+    for (const auto& [key, unused] : complete.items()) {
       if (!document.contains(key)) throw config::Error("the key `" + key + "` is missing");
     }
     return state;

@@ -60,6 +60,9 @@ struct TrainerState {
   }
 };
 
+/// What TrainerState::corpus_fingerprint says of `corpus`.
+WEIR_API std::string fingerprint(const data::ByteCorpus& corpus);
+
 struct Checkpoint {
   std::filesystem::path path;
   TrainerState state;

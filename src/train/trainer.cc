@@ -5,7 +5,6 @@
 #include <torch/utils.h>
 #include <torch/version.h>
 
-#include <cstdio>
 #include <numbers>
 #include <system_error>
 #include <utility>
@@ -24,15 +23,9 @@ TrainerSetup checked(TrainerSetup setup) {
                       std::to_string(setup.model->num_tokens()) + ".");
 }
 
-std::string hex(std::uint64_t value) {
-  char text[17];
-  std::snprintf(text, sizeof text, "%016llx", static_cast<unsigned long long>(value));
-  return text;
-}
-
 TrainerState initial_state(const TrainerSetup& setup) {
   TrainerState state;
-  state.corpus_fingerprint = hex(setup.corpus.fingerprint());
+  state.corpus_fingerprint = fingerprint(setup.corpus);
   state.train_bytes = std::ssize(setup.corpus.train());
   state.threads = torch::get_num_threads();
   state.weir_version = WEIR_VERSION;
@@ -140,6 +133,7 @@ bool Trainer::evaluate() {
                                       setup_.train.batch_size, setup_.train.eval_batches, stop_);
   if (!result) return false;
   state_.evaluated_step = state_.step;
+  saved_step_ = -1;  // if this step is saved, then as one that owes an evaluation
   if (!state_.best_bits_per_byte || result->bits_per_byte < *state_.best_bits_per_byte) {
     state_.best_bits_per_byte = result->bits_per_byte;
     state_.best_step = state_.step;

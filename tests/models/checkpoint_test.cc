@@ -23,7 +23,7 @@ using ::testing::HasSubstr;
 using ::testing::ThrowsMessage;
 
 TEST(Checkpoint, HoldsTheWholeModel) {
-  for (const auto& options : small_options()) {
+  for (const auto& [name, options] : small_cases()) {
     for (const auto dtype : {at::kFloat, at::kBFloat16}) {
       test::TemporaryDirectory directory;
       auto model = small_model(options);
@@ -43,7 +43,7 @@ TEST(Checkpoint, HoldsTheWholeModel) {
 
 TEST(Checkpoint, SaysWhatItIs) {
   test::TemporaryDirectory directory;
-  save_model(directory.path(), *small_model(small_options()[0]));
+  save_model(directory.path(), *small_model(small_cases()[0].options));
   const auto document = config::parse_json(config::read_file(directory / "config.json"), "config");
   EXPECT_EQ(document["kind"], "coordinate_descent");
   EXPECT_EQ(document["weir_version"], WEIR_VERSION);
@@ -52,7 +52,7 @@ TEST(Checkpoint, SaysWhatItIs) {
 
 class DamagedCheckpoint : public ::testing::Test {
  protected:
-  DamagedCheckpoint() { save_model(directory_.path(), *small_model(small_options()[0])); }
+  DamagedCheckpoint() { save_model(directory_.path(), *small_model(small_cases()[0].options)); }
 
   void expect_refused(const std::string& file, const std::string& words) const {
     EXPECT_THAT([&] { load_model(directory_.path()); },

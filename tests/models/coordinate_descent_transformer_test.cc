@@ -23,9 +23,9 @@ at::Tensor random_tokens(std::int64_t batch, std::int64_t n) {
   return at::randint(23, {batch, n}, at::kLong);
 }
 
-class TransformerMode : public ::testing::TestWithParam<Options> {
+class TransformerMode : public ::testing::TestWithParam<nn::Named<Options>> {
  protected:
-  CoordinateDescentTransformer model_ = small_model(GetParam());
+  CoordinateDescentTransformer model_ = small_model(GetParam().options);
 };
 
 TEST_P(TransformerMode, IsTheSumOfItsParts) {
@@ -98,7 +98,8 @@ TEST_P(TransformerMode, RowsOfTheCacheHaveTheirOwnLengths) {
 }
 
 TEST_P(TransformerMode, CopiesAgree) {
-  nn::expect_copies_agree(model_, CoordinateDescentTransformer(GetParam()), random_tokens(2, 5));
+  nn::expect_copies_agree(model_, CoordinateDescentTransformer(GetParam().options),
+                          random_tokens(2, 5));
 }
 
 TEST_P(TransformerMode, RunsInBFloat16) {
@@ -120,7 +121,7 @@ at::Tensor next_token_loss(CoordinateDescentTransformer& model, const at::Tensor
 TEST_P(TransformerMode, LearnsATinyBatchByHeart) {
   torch::manual_seed(2);
   const at::Tensor tokens = random_tokens(2, 9);
-  CoordinateDescentTransformer model(GetParam());
+  CoordinateDescentTransformer model(GetParam().options);
   torch::optim::Adam optimizer(model->parameters(), 1e-2);
   const double first = next_token_loss(model, tokens).item<double>();
   for (int step = 0; step < 100; ++step) {
@@ -135,10 +136,10 @@ TEST_P(TransformerMode, LearnsATinyBatchByHeart) {
   EXPECT_LT(next_token_loss(model, tokens).item<double>(), 0.1);
 }
 
-INSTANTIATE_TEST_SUITE_P(Modes, TransformerMode, ::testing::ValuesIn(small_options()));
+INSTANTIATE_TEST_SUITE_P(Modes, TransformerMode, ::testing::ValuesIn(small_cases()));
 
 TEST(CoordinateDescentTransformer, HasThePublishedNames) {
-  auto options = small_options()[3];
+  auto options = small_cases()[3].options;
   options.depth = 1;
   EXPECT_THAT(
       nn::parameter_names(CoordinateDescentTransformerImpl(options)),
@@ -200,7 +201,7 @@ TEST(CoordinateDescentTransformer, PassesItsOptionsOn) {
 struct WrapperImpl : torch::nn::Cloneable<WrapperImpl> {
   WrapperImpl() { reset(); }
   void reset() override {
-    model = register_module("model", CoordinateDescentTransformer(small_options()[0]));
+    model = register_module("model", CoordinateDescentTransformer(small_cases()[0].options));
   }
   CoordinateDescentTransformer model{nullptr};
 };
@@ -217,7 +218,7 @@ TEST(CoordinateDescentTransformer, IsClonedWithTheModuleThatHoldsIt) {
 
 TEST(CoordinateDescentTransformer, RefusesOptionsThatDoNotFit) {
   const auto refuses = [](void (*change)(Options&), const std::string& words) {
-    Options options = small_options()[0];
+    Options options = small_cases()[0].options;
     change(options);
     expect_refusal([&] { CoordinateDescentTransformer model(options); }, words);
   };
@@ -244,7 +245,7 @@ TEST(CoordinateDescentTransformer, RefusesOptionsThatDoNotFit) {
 }
 
 TEST(CoordinateDescentTransformer, RefusesInputsThatDoNotFit) {
-  CoordinateDescentTransformer model(small_options()[0]);
+  CoordinateDescentTransformer model(small_cases()[0].options);
   const auto refuses = [&](const at::Tensor& tokens, const std::string& words) {
     expect_refusal([&] { model(tokens); }, "weir::CoordinateDescentTransformer: " + words);
   };
@@ -257,7 +258,7 @@ TEST(CoordinateDescentTransformer, RefusesInputsThatDoNotFit) {
 }
 
 TEST(CoordinateDescentTransformer, RefusesWhatTheCacheCannotHold) {
-  CoordinateDescentTransformer model(small_options()[0]);
+  CoordinateDescentTransformer model(small_cases()[0].options);
   Cache cache = model->make_cache(2);
   expect_refusal([&] { model->step(random_tokens(3, 1), cache); },
                  "weir::CoordinateDescentTransformer: expected one row of `tokens` per row of "
@@ -278,7 +279,7 @@ TEST(CoordinateDescentTransformer, RefusesWhatTheCacheCannotHold) {
 }
 
 TEST(CoordinateDescentTransformer, PrintsItsOptions) {
-  EXPECT_THAT(nn::printed(CoordinateDescentTransformer(small_options()[0])),
+  EXPECT_THAT(nn::printed(CoordinateDescentTransformer(small_cases()[0].options)),
               ::testing::StartsWith("weir::models::CoordinateDescentTransformer(num_tokens=23, "
                                     "dim=12, seq_len=12, depth=2)("));
 }

@@ -31,11 +31,11 @@ std::vector<Tokens> tokens_of(const std::vector<Generated>& rows) {
   return tokens;
 }
 
-class Generation : public ::testing::TestWithParam<CoordinateDescentTransformerOptions> {
+class Generation : public ::testing::TestWithParam<nn::Named<CoordinateDescentTransformerOptions>> {
  protected:
   // double, so that no rounding turns a draw.
   Generation() { model_->to(at::kDouble); }
-  CoordinateDescentTransformer model_ = small_model(GetParam());
+  CoordinateDescentTransformer model_ = small_model(GetParam().options);
 };
 
 TEST_P(Generation, GreedyIsTheLikeliestTokenAfterTheLastTwelve) {
@@ -70,7 +70,7 @@ TEST_P(Generation, ARowAloneGivesWhatItGaveInTheBatch) {
   }
 }
 
-INSTANTIATE_TEST_SUITE_P(Modes, Generation, ::testing::ValuesIn(small_options()));
+INSTANTIATE_TEST_SUITE_P(Modes, Generation, ::testing::ValuesIn(small_cases()));
 
 class SmallGeneration : public ::testing::Test {
  protected:
@@ -83,7 +83,7 @@ class SmallGeneration : public ::testing::Test {
     torch::NoGradGuard no_grad;
     model_->named_parameters()["to_logits.1.bias"][token] += value;
   }
-  CoordinateDescentTransformer model_ = small_model(small_options()[0]);
+  CoordinateDescentTransformer model_ = small_model(small_cases()[0].options);
 };
 
 TEST_F(SmallGeneration, SeedsDecide) {
@@ -199,7 +199,7 @@ TEST_F(SmallGeneration, RefusesLogitsThatAreNone) {
   refuses("expected the model's logits to be finite or -inf, but row 0 has inf.");
   add_bias(3, NAN);
   refuses("expected the model's logits to be finite or -inf, but row 0 has nan.");
-  model_ = small_model(small_options()[0]);
+  model_ = small_model(small_cases()[0].options);
   for (std::int64_t token = 0; token < 23; ++token) add_bias(token, -INFINITY);
   refuses("expected a token that can follow, but all logits of row 0 are -inf.");
 }

@@ -15,7 +15,7 @@ using ::testing::StrEq;
 using ::testing::ThrowsMessage;
 
 TEST(Registry, MakesTheModelThatOptionsDescribe) {
-  for (const auto& options : small_options()) {
+  for (const auto& [name, options] : small_cases()) {
     const auto model = make_language_model("coordinate_descent", config::to_json(options));
     EXPECT_EQ(model->kind(), "coordinate_descent");
     EXPECT_EQ(model->max_length(), 12);

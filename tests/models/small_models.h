@@ -19,7 +19,7 @@ inline constexpr double kCachedFloat64 = 1e-10;
 inline constexpr double kCachedFloat32 = 1e-5;
 
 /// Softmax, both solvers, null keys and learned k; room for 12 tokens out of 23.
-inline std::vector<CoordinateDescentTransformerOptions> small_options() {
+inline std::vector<nn::Named<CoordinateDescentTransformerOptions>> small_cases() {
   const CoordinateDescentTransformerOptions softmax = {.num_tokens = 23,
                                                        .dim = 12,
                                                        .seq_len = 12,
@@ -34,7 +34,7 @@ inline std::vector<CoordinateDescentTransformerOptions> small_options() {
   auto learned = iterative;
   learned.learned_sparsity_k = true;
   learned.attn_null_kv = 2;
-  return {softmax, iterative, exact, learned};
+  return {{"softmax", softmax}, {"iterative", iterative}, {"exact", exact}, {"learned", learned}};
 }
 
 /// A model of these options whose weights are away from their initial values.

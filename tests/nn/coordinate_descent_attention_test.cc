@@ -16,10 +16,7 @@
 namespace weir::nn {
 namespace {
 
-struct Case {
-  const char* name;
-  CoordinateDescentAttentionOptions options;
-};
+using Case = Named<CoordinateDescentAttentionOptions>;
 
 const Case kCases[] = {
     {"softmax", {.dim = 12, .dim_head = 5, .heads = 3}},
@@ -149,8 +146,7 @@ TEST_P(AttentionMode, EmptyBatchesAndSequences) {
   EXPECT_EQ(attention_(at::randn({2, 0, 12})).sizes(), at::IntArrayRef({2, 0, 12}));
 }
 
-INSTANTIATE_TEST_SUITE_P(Modes, AttentionMode, ::testing::ValuesIn(kCases),
-                         [](const auto& info) { return std::string(info.param.name); });
+INSTANTIATE_TEST_SUITE_P(Modes, AttentionMode, ::testing::ValuesIn(kCases));
 
 TEST(CoordinateDescentAttention, RowsWithoutAVisibleKeyAreZero) {
   at::Tensor mask = at::ones({2, 6}, at::kBool);

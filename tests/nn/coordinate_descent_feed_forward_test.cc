@@ -16,20 +16,22 @@ namespace {
 
 using Options = CoordinateDescentFeedForwardOptions;
 
-const Options kCases[] = {
-    {.dim = 6, .mult = 3.5},
-    {.dim = 6, .use_coor_descent = true},
-    {.dim = 6,
-     .mult = 2,
-     .use_coor_descent = true,
-     .coor_descent_iters = 4,
-     .coor_descent_sparsity_k = 3.5,
-     .coor_descent_eps = 0.5,
-     .coor_descent_eps_init = std::nullopt},
-    {.dim = 6,
-     .use_coor_descent = true,
-     .coor_descent_sparsity_k = 5,
-     .coor_descent_solver = "exact"},
+const Named<Options> kCases[] = {
+    {"gelu", {.dim = 6, .mult = 3.5}},
+    {"iterative", {.dim = 6, .use_coor_descent = true}},
+    {"iterative_one_eps",
+     {.dim = 6,
+      .mult = 2,
+      .use_coor_descent = true,
+      .coor_descent_iters = 4,
+      .coor_descent_sparsity_k = 3.5,
+      .coor_descent_eps = 0.5,
+      .coor_descent_eps_init = std::nullopt}},
+    {"exact",
+     {.dim = 6,
+      .use_coor_descent = true,
+      .coor_descent_sparsity_k = 5,
+      .coor_descent_solver = "exact"}},
 };
 
 // The activation of one row, in scalar double.
@@ -74,11 +76,11 @@ at::Tensor plain_feed_forward(const CoordinateDescentFeedForwardImpl& layer, con
   return activated.matmul(parameters["proj_out.weight"].t()) + parameters["proj_out.bias"];
 }
 
-class FeedForwardMode : public ::testing::TestWithParam<Options> {
+class FeedForwardMode : public ::testing::TestWithParam<Named<Options>> {
  protected:
   FeedForwardMode() {
     torch::manual_seed(1);
-    layer_ = CoordinateDescentFeedForward(GetParam());
+    layer_ = CoordinateDescentFeedForward(GetParam().options);
     randomise(*layer_);
   }
   CoordinateDescentFeedForward layer_{nullptr};
@@ -107,7 +109,7 @@ TEST_P(FeedForwardMode, GradientsReachEveryParameter) {
 }
 
 TEST_P(FeedForwardMode, CopiesAgree) {
-  expect_copies_agree(layer_, CoordinateDescentFeedForward(GetParam()), at::randn({3, 6}));
+  expect_copies_agree(layer_, CoordinateDescentFeedForward(GetParam().options), at::randn({3, 6}));
 }
 
 TEST_P(FeedForwardMode, RunsInEveryFloatingType) {

@@ -6,11 +6,20 @@
 #include <torch/torch.h>
 
 #include <algorithm>
+#include <ostream>
 #include <sstream>
 #include <string>
 #include <vector>
 
 namespace weir::nn {
+
+/// A test parameter that CTest lists by its name.
+template <class Options>
+struct Named {
+  const char* name;
+  Options options;
+  friend void PrintTo(const Named& named, std::ostream* stream) { *stream << named.name; }
+};
 
 inline std::vector<std::string> parameter_names(const torch::nn::Module& module) {
   return module.named_parameters().keys();

@@ -102,6 +102,12 @@ TEST(Topk, SaysWhatWasExpectedAndFound) {
       "weir::topk: expected `k` to lie in [1, 5], the length of a row of `scores`, but got 0.");
   EXPECT_EQ(message([&] { ops::topk(scores, 2, std::nullopt, {.coor_descent_k_ratio = 0.5}); }),
             "weir::topk: expected `coor_descent_k_ratio` to be at least 1, but got 0.5.");
+  EXPECT_EQ(message([&] {
+              ops::topk(scores, 2, torch::ones({2}, torch::kBool), {.non_differentiable = true});
+            }),
+            "weir::topk: expected `mask` to broadcast to [2, 5] like `scores`, but got [2].");
+  EXPECT_EQ(message([&] { ops::topk(scores, 2, torch::ones({5})); }),
+            "weir::topk: expected `mask` to be bool (true = keep), but got Float.");
   EXPECT_EQ(message([&] { ops::topk(torch::zeros({}), 1); }),
             "weir::topk: expected `scores` to have at least 1 dimension, but got a 0-dimensional "
             "tensor.");

@@ -98,7 +98,7 @@ class WEIR_API CoordinateDescentAttentionImpl
 
   /// The same for `x` (batch, m, dim), tokens that stand at `positions` (batch, m) behind those in
   /// `past`. Writes their keys and values into `past`; a query sees every slot up to its own
-  /// position. `length` is the largest position plus 1.
+  /// position. `length` is the largest position plus 1. Not differentiable.
   at::Tensor step(const at::Tensor& x, const at::Tensor& positions, std::int64_t length,
                   KeyValues& past);
 
@@ -117,6 +117,7 @@ class WEIR_API CoordinateDescentAttentionImpl
 
  private:
   std::array<at::Tensor, 3> project(const at::Tensor& normed);
+  at::Tensor with_nulls(std::int64_t part, const at::Tensor& slots);
   at::Tensor attend(const at::Tensor& normed, const at::Tensor& queries, const KeyValues& seen,
                     const std::optional<at::Tensor>& visible);
   at::Tensor choose(const at::Tensor& normed, const at::Tensor& queries, const at::Tensor& keys,

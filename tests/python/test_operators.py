@@ -1,0 +1,76 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The operators as torch sees them from Python: torch.library.opcheck, torch.compile, gradcheck.
+
+Run by ctest; WEIR_LIBRARY names libweir.so.
+"""
+import itertools
+import os
+import unittest
+
+import torch
+
+torch.ops.load_library(os.environ["WEIR_LIBRARY"])
+weir = torch.ops.weir
+
+SHAPES = [(7,), (3, 5), (2, 3, 17), (4, 300), (0, 5), (5, 0)]
+SOLVERS = ["iterative", "exact"]
+
+
+def samples(dtype=torch.float32, requires_grad=True):
+    """Arguments of _coordinate_descent: shapes x masks x budgets x solvers."""
+    for shape, masked, per_row, solver in itertools.product(SHAPES, (False, True), (False, True), SOLVERS):
+        scores = torch.randn(shape, dtype=dtype, requires_grad=requires_grad)
+        budget = torch.full(shape[:-1] if per_row else (), 2.5, dtype=dtype, requires_grad=requires_grad)
+        mask = torch.rand(shape[-1:]) < 0.7 if masked else None
+        yield scores, budget, mask, 6, 0.3, 4.0, 0.7, solver
+
+
+class Opcheck(unittest.TestCase):
+    def test_private_pair(self):
+        for args in samples():
+            with self.subTest(shape=tuple(args[0].shape), mask=args[2] is not None, solver=args[-1]):
+                torch.library.opcheck(weir._coordinate_descent.default, args)
+
+    def test_public(self):
+        for scores, budget, mask, n_iters, eps, eps_init, eps_decay, solver in samples():
+            keywords = dict(mask=mask, n_iters=n_iters, eps=eps, eps_init=eps_init, eps_decay=eps_decay, solver=solver)
+            torch.library.opcheck(weir.coordinate_descent.default, (scores, budget), keywords)
+            torch.library.opcheck(weir.coordinate_descent.number, (scores, 2.5), keywords)
+
+    def test_topk(self):
+        for shape, masked in itertools.product([(7,), (3, 9), (2, 3, 17)], (False, True)):
+            scores = torch.randn(shape, requires_grad=True)
+            mask = torch.rand(shape) < 0.7 if masked else None
+            torch.library.opcheck(weir.topk.default, (scores, 3), dict(mask=mask, eps=1.0))
+
+
+class Gradcheck(unittest.TestCase):
+    def test_first_and_second_derivatives(self):
+        torch.manual_seed(0)
+        for args in samples(torch.float64):
+            scores, budget, mask, *rest = args
+            if scores.numel() == 0 or scores.numel() > 200:
+                continue
+
+            def run(s, k):
+                return weir._coordinate_descent(s, k, mask, *rest)[0]
+
+            self.assertTrue(torch.autograd.gradcheck(run, (scores, budget)))
+            self.assertTrue(torch.autograd.gradgradcheck(run, (scores, budget)))
+
+
+class Compile(unittest.TestCase):
+    def test_one_graph(self):
+        def step(scores, budget):
+            return weir.coordinate_descent(scores * 2, budget, n_iters=5, eps=1.0).square().sum()
+
+        scores = torch.randn(4, 33, requires_grad=True)
+        budget = torch.full((4,), 3.0, requires_grad=True)
+        expected = torch.autograd.grad(step(scores, budget), (scores, budget))
+        compiled = torch.compile(step, fullgraph=True, backend="aot_eager", dynamic=True)
+        for got, want in zip(torch.autograd.grad(compiled(scores, budget), (scores, budget)), expected):
+            torch.testing.assert_close(got, want)
+
+
+if __name__ == "__main__":
+    unittest.main()
