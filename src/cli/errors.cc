@@ -15,11 +15,20 @@
 namespace weir::cli {
 namespace {
 
-int code_of(const c10::Error& error) {
-  // torch has a class for this only on devices other than the CPU.
+constexpr auto kOutOfMemory = "out of memory; a smaller train.batch_size or model may fit";
+
+bool is_out_of_memory(const c10::Error& error) {
+  // On the CPU torch has no class of its own for this.
   const std::string text = error.what_without_backtrace();
-  if (text.find("DefaultCPUAllocator") != std::string::npos) return kResource;
-  if (dynamic_cast<const c10::OutOfMemoryError*>(&error) != nullptr) return kResource;
+  return dynamic_cast<const c10::OutOfMemoryError*>(&error) != nullptr ||
+         text.find("DefaultCPUAllocator") != std::string::npos;
+}
+
+int report_torch(const c10::Error& error, bool verbose) {
+  const bool memory = is_out_of_memory(error);
+  complain(memory ? kOutOfMemory : error.what_without_backtrace());
+  if (verbose) std::cerr << error.what() << std::endl;
+  if (memory) return kResource;
   return dynamic_cast<const c10::ValueError*>(&error) != nullptr ? kUsage : kInternalError;
 }
 
@@ -45,13 +54,11 @@ int report(const std::exception_ptr& error, bool verbose) {
   } catch (const train::IncompatibleError& e) {
     return say(kIncompatible, e.what());
   } catch (const std::bad_alloc&) {
-    return say(kResource, "out of memory; a smaller batch_size or model may fit");
+    return say(kResource, kOutOfMemory);
   } catch (const std::system_error& e) {
     return say(kResource, e.what());
   } catch (const c10::Error& e) {
-    complain(e.what_without_backtrace());
-    if (verbose) std::cerr << e.what() << std::endl;
-    return code_of(e);
+    return report_torch(e, verbose);
   } catch (const std::exception& e) {
     return say(kInternalError, std::string("internal error: ") + e.what());
   }

@@ -42,6 +42,12 @@ TEST_F(ConfigurationTest, OverridesComeLastAndInBothForms) {
   }
 }
 
+TEST_F(ConfigurationTest, TheDemoIsValid) {
+  const auto result = weir({"train", "--config", WEIR_EXAMPLES "/demo.toml", "--print-config"});
+  EXPECT_EQ(result.code, 0) << result.err;
+  EXPECT_THAT(result.out, HasSubstr("\nattn_use_coor_descent = true\n"));
+}
+
 TEST_F(ConfigurationTest, HelpListsEveryOption) {
   const auto help = weir({"help", "train"});
   EXPECT_EQ(help.code, 0);

@@ -6,6 +6,7 @@
 #include <gtest/gtest.h>
 #include <signal.h>
 #include <spawn.h>
+#include <stdlib.h>
 #include <sys/wait.h>
 #include <unistd.h>
 
@@ -43,6 +44,8 @@ class Process {
     open(files, 2, "err", O_WRONLY | O_CREAT);
     Arguments words = arguments;
     words.insert(words.begin(), program);
+    // Threads that spin while they wait starve each other on a busy machine.
+    ::setenv("OMP_WAIT_POLICY", "passive", 0);
     std::vector<char*> pointers;
     for (auto& word : words) pointers.push_back(word.data());
     pointers.push_back(nullptr);
