@@ -14,13 +14,23 @@ namespace weir::cli {
 namespace {
 
 constexpr auto kDefaultKind = "coordinate_descent";
-constexpr std::int64_t kByteTokens = 256;
 
-// The options of models of `kind`; here they read bytes.
+// What the program gives a model unless told otherwise: bytes, a size that two cores can train, and
+// the mechanism that the kind is named after. The library's defaults are the published package's.
+const config::Json& program_defaults() {
+  static const config::Json defaults = {{"num_tokens", 256},
+                                        {"dim", 128},
+                                        {"seq_len", 128},
+                                        {"depth", 4},
+                                        {"attn_use_coor_descent", true}};
+  return defaults;
+}
+
 std::vector<config::Field> model_fields(const std::string& kind) {
   auto fields = models::describe_language_model(kind, "model");
   for (auto& field : fields) {
-    if (field.name == "model.num_tokens") field.default_value = std::to_string(kByteTokens);
+    const auto given = program_defaults().find(field.name.substr(std::string("model.").size()));
+    if (given != program_defaults().end()) field.default_value = given->dump();
   }
   return fields;
 }
@@ -60,8 +70,8 @@ RunConfig read_run_config(config::Json document, const Overrides& overrides) {
   RunConfig result;
   result.kind = take_kind(model);
   check_tables(document, result.kind);
-  if (!model.contains("num_tokens")) model["num_tokens"] = kByteTokens;
-  result.options = std::move(model);
+  result.options = program_defaults();
+  config::merge(result.options, model);
   const auto table = [&](const char* name) { return document.value(name, config::Json::object()); };
   result.data = config::from_json<data::CorpusOptions>(table("data"), "data");
   result.train = config::from_json<train::TrainOptions>(table("train"), "train");
