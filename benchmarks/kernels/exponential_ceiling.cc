@@ -38,7 +38,7 @@ double exponential_pass(const float* x, std::size_t count, double c, double eps)
 
 double exponential_ceiling(int threads) {
   constexpr std::size_t kCount = 4096;  // 16 KB
-  constexpr int kPasses = 400, kRounds = 25;
+  constexpr int kPasses = 400, kRounds = 200;
   std::vector<double> best(static_cast<std::size_t>(threads), 1.0);
   std::atomic<double> sink = 0;
   const auto measure = [&](std::size_t thread) {
