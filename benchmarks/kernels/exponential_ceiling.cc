@@ -12,7 +12,7 @@
 #include <hwy/foreach_target.h>
 #include <hwy/highway.h>
 
-#include "kernels/cpu/coordinate_descent_rows-inl.h"
+#include "kernels/cpu/coordinate_descent_iterative-inl.h"
 
 HWY_BEFORE_NAMESPACE();
 namespace weir::kernels {

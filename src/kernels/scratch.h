@@ -11,6 +11,8 @@ namespace weir::kernels {
 /// inner loops of up to four vectors need no tails.
 constexpr std::size_t kBlock = 64;
 constexpr std::size_t kAlignment = 64;
+/// Floats in the widest vector of any instruction set.
+constexpr std::size_t kMostLanes = 16;
 
 constexpr std::size_t Padded(std::size_t count) { return (count + kBlock - 1) / kBlock * kBlock; }
 

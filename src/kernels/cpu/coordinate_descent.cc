@@ -24,46 +24,15 @@ constexpr std::int64_t kLongestLaneRow = 512;
 #include <hwy/highway.h>
 
 #include "kernels/cpu/coordinate_descent_exact-inl.h"
+#include "kernels/cpu/coordinate_descent_gradient-inl.h"
+#include "kernels/cpu/coordinate_descent_iterative-inl.h"
 #include "kernels/cpu/coordinate_descent_lanes-inl.h"
-#include "kernels/cpu/coordinate_descent_rows-inl.h"
-#include "kernels/cpu/row-inl.h"
+#include "kernels/cpu/coordinate_descent_lanes_gradient-inl.h"
+#include "kernels/cpu/coordinate_descent_operands-inl.h"
 
 HWY_BEFORE_NAMESPACE();
 namespace weir::kernels {
 namespace HWY_NAMESPACE {
-
-template <class Value>
-struct ComputeOf {
-  using type = float;
-};
-template <>
-struct ComputeOf<double> {
-  using type = double;
-};
-
-template <class Value, class T>
-HWY_INLINE RowStatistics<T> Load(const CoordinateDescentRows<Value>& in, std::int64_t index, T* x) {
-  const std::uint8_t* mask = in.mask == nullptr ? nullptr : in.mask + in.mask_offsets[index];
-  return LoadMaskedRow(in.scores + index * in.cols, mask, static_cast<std::size_t>(in.cols), x);
-}
-
-template <class Value>
-HWY_INLINE double Budget(const CoordinateDescentRows<Value>& in, std::int64_t index) {
-  const double budget = in.budget[index * in.budget_stride];
-  return std::isnan(budget) ? budget : std::clamp(budget, kSmallestBudget, kLargestBudget);
-}
-
-/// The gradient of a clamped budget is 0.
-template <class Value>
-HWY_INLINE bool BudgetIsClamped(const CoordinateDescentRows<Value>& in, std::int64_t index) {
-  const double budget = in.budget[index * in.budget_stride];
-  return budget < kSmallestBudget || budget > kLargestBudget;
-}
-
-template <class T>
-HWY_INLINE bool IsPoisoned(const RowStatistics<T>& row, double budget) {
-  return row.has_nan || std::isnan(budget);
-}
 
 // ---- one row at a time
 // ---------------------------------------------------------------------------
@@ -86,7 +55,7 @@ HWY_INLINE void ForwardRow(const CoordinateDescentForward<Value>& args, std::int
     if (in.n_iters == 0) {
       trace[0] = SolveExact(x, row, budget, in.eps[0], scratch);
     } else {
-      Iterate(x, row, std::log(budget), in.eps, in.n_iters, trace);
+      Iterate(x, row, budget, in.eps, in.n_iters, scratch, trace);
     }
     const double c = -trace[trace_size - 1];
     ReadOut(x, Padded(row.span), std::max(c, -kLargestBudget), in.eps[in.n_iters], x);
@@ -96,7 +65,7 @@ HWY_INLINE void ForwardRow(const CoordinateDescentForward<Value>& args, std::int
 
 template <class Value, class T>
 HWY_INLINE void BackwardRow(const CoordinateDescentBackward<Value>& args, std::int64_t index, T* x,
-                            T* g, T* scratch, GradientTerm<T>* terms) {
+                            T* g, T* scratch, GradientTerm<T>* room) {
   const auto& in = args.in;
   const std::int64_t trace_size = std::max<std::int64_t>(in.n_iters, 1);
   const double* trace = args.trace + index * trace_size;
@@ -115,10 +84,9 @@ HWY_INLINE void BackwardRow(const CoordinateDescentBackward<Value>& args, std::i
       grad_budget = ExactGradient(x, padded, trace[0], in.eps[0], scratch, g);
     } else {
       const double mass = StartGradient(x, padded, -trace[in.n_iters - 1], in.eps[in.n_iters], g);
-      std::size_t count = 0;
-      grad_budget = CollectTerms(x, padded, budget, in.eps, in.n_iters, trace, mass, terms, count);
-      SubtractTerms(x, padded, terms, count, g);
-      ClearNothing(x, padded, g);
+      GradientTerms<T> terms{.terms = room, .size = static_cast<std::size_t>(in.n_iters)};
+      grad_budget = CollectTerms(x, row, budget, in.eps, in.n_iters, trace, mass, terms);
+      SubtractTerms(x, padded, terms, g);
     }
     if (BudgetIsClamped(in, index)) grad_budget = 0;
   }
@@ -129,67 +97,6 @@ HWY_INLINE void BackwardRow(const CoordinateDescentBackward<Value>& args, std::i
 // ---- one row per lane
 // ----------------------------------------------------------------------------
 
-/// Transposes rows [begin, begin + count) into lanes; a lane that must not compute (no valid entry,
-/// NaN, no row) computes on zeros and is written by hand afterwards.
-template <class Value, class T>
-HWY_INLINE void LoadLanes(const CoordinateDescentRows<Value>& in, std::int64_t begin,
-                          std::size_t count, LaneRows<T>& rows, T* row_scratch) {
-  const std::size_t lanes = hn::Lanes(hn::ScalableTag<T>());
-  rows.cols = static_cast<std::size_t>(in.cols);
-  for (std::size_t lane = 0; lane < lanes; ++lane) {
-    RowStatistics<T>& row = rows.row[lane];
-    row = RowStatistics<T>();
-    double budget = 1;
-    if (lane < count) {
-      row = Load(in, begin + static_cast<std::int64_t>(lane), row_scratch);
-      budget = Budget(in, begin + static_cast<std::int64_t>(lane));
-    }
-    row.has_nan |= std::isnan(budget);
-    const bool computes = row.valid > 0 && !row.has_nan;
-    if (!computes) {
-      row.max = 0;
-      row.valid = row.valid > 0 ? row.valid : 0;
-      budget = 1;
-    }
-    rows.budget[lane] = budget;
-    rows.log_budget[lane] = std::log(budget);
-    rows.max[lane] = static_cast<double>(row.max);
-    T* HWY_RESTRICT x = rows.x + lane;
-    const std::size_t span = computes ? row.span : 0, end = row.first + span;
-    const T outside = computes ? kNothing<T> : T(0);
-    for (std::size_t j = 0; j < row.first; ++j) x[j * lanes] = outside;
-    for (std::size_t j = 0; j < span; ++j) x[(row.first + j) * lanes] = row_scratch[j];
-    for (std::size_t j = end; j < rows.cols; ++j) x[j * lanes] = outside;
-  }
-}
-
-template <class T>
-HWY_INLINE bool Computes(const RowStatistics<T>& row) {
-  return row.valid > 0 && !row.has_nan;
-}
-
-/// Writes one lane of `transposed`; entries that do not count, by `x`, become 0.
-template <class Value, class T>
-HWY_INLINE void StoreLane(const T* transposed, std::size_t lane, std::size_t cols, T* row_scratch,
-                          Value* to) {
-  const std::size_t lanes = hn::Lanes(hn::ScalableTag<T>());
-  for (std::size_t j = 0; j < cols; ++j) row_scratch[j] = transposed[j * lanes + lane];
-  StoreRow(row_scratch, cols, to);
-}
-
-/// The whole row of a lane that does not compute: zeros, or NaN where it counts.
-template <class Value, class T>
-HWY_INLINE void StoreIdleLane(const CoordinateDescentRows<Value>& in, std::int64_t index,
-                              T* row_scratch, Value* to) {
-  const RowStatistics<T> row = Load(in, index, row_scratch);
-  if (row.valid == 0) {
-    std::fill(row_scratch, row_scratch + row.span, T(0));
-  } else {
-    PropagateNan(row_scratch, row.span, row_scratch);
-  }
-  StoreMaskedRow(row_scratch, row, static_cast<std::size_t>(in.cols), to);
-}
-
 template <class Value, class T>
 HWY_INLINE void ForwardLanes(const CoordinateDescentForward<Value>& args, std::int64_t begin,
                              std::size_t count, LaneRows<T>& rows, double* trace, T* row_scratch) {
@@ -197,11 +104,12 @@ HWY_INLINE void ForwardLanes(const CoordinateDescentForward<Value>& args, std::i
   const std::size_t lanes = hn::Lanes(hn::ScalableTag<T>());
   LoadLanes(in, begin, count, rows, row_scratch);
   IterateLanes(rows, in.eps, in.n_iters, trace);
-  double c[kMostLanes];
+  HWY_ALIGN double c[kMostLanes];
   for (std::size_t lane = 0; lane < lanes; ++lane) {
     c[lane] = -trace[static_cast<std::size_t>(in.n_iters - 1) * lanes + lane];
   }
   ReadOutLanes(rows.x, rows.cols, c, in.eps[in.n_iters]);
+  TransposePieces(rows.x, rows.cols);
   for (std::size_t lane = 0; lane < count; ++lane) {
     const std::int64_t index = begin + static_cast<std::int64_t>(lane);
     const RowStatistics<T>& row = rows.row[lane];
@@ -211,7 +119,8 @@ HWY_INLINE void ForwardLanes(const CoordinateDescentForward<Value>& args, std::i
           Computes(row) ? trace[static_cast<std::size_t>(t) * lanes + lane] : idle;
     }
     if (Computes(row)) {
-      StoreLane(rows.x, lane, rows.cols, row_scratch, args.output + index * in.cols);
+      TakePieces(rows.x, lane, rows.cols, row_scratch);
+      StoreRow(row_scratch, rows.cols, args.output + index * in.cols);
     } else {
       StoreIdleLane(in, index, row_scratch, args.output + index * in.cols);
     }
@@ -220,30 +129,35 @@ HWY_INLINE void ForwardLanes(const CoordinateDescentForward<Value>& args, std::i
 
 template <class Value, class T>
 HWY_INLINE void BackwardLanes(const CoordinateDescentBackward<Value>& args, std::int64_t begin,
-                              std::size_t count, LaneRows<T>& rows, double* trace, T* g,
-                              T* row_scratch) {
+                              std::size_t count, LaneRows<T>& rows, double* trace,
+                              const LaneTerms<T>& terms, T* g, T* row_scratch) {
   const auto& in = args.in;
   const std::size_t lanes = hn::Lanes(hn::ScalableTag<T>());
   LoadLanes(in, begin, count, rows, row_scratch);
   for (std::size_t lane = 0; lane < lanes; ++lane) {
     const std::int64_t index = begin + static_cast<std::int64_t>(lane);
     const bool computes = lane < count && Computes(rows.row[lane]);
-    if (computes) LoadRow(args.grad + index * in.cols, rows.cols, T(0), row_scratch);
-    for (std::size_t j = 0; j < rows.cols; ++j)
-      g[j * lanes + lane] = computes ? row_scratch[j] : T(0);
+    if (computes) {
+      LoadRow(args.grad + index * in.cols, rows.cols, T(0), row_scratch);
+    } else {
+      std::fill(row_scratch, row_scratch + Padded(rows.cols), T(0));
+    }
+    PutPieces(row_scratch, lane, rows.cols, g);
     for (std::int64_t t = 0; t < in.n_iters; ++t) {
       trace[static_cast<std::size_t>(t) * lanes + lane] =
           computes ? args.trace[index * in.n_iters + t] : 0;
     }
   }
-  double grad_budget[kMostLanes];
-  GradientLanes(rows, in.eps, in.n_iters, trace, g, grad_budget);
-  ClearNothing(rows.x, rows.cols * lanes, g);
+  TransposePieces(g, rows.cols);
+  HWY_ALIGN double grad_budget[kMostLanes];
+  GradientLanes(rows, in.eps, in.n_iters, trace, terms, g, grad_budget);
+  TransposePieces(g, rows.cols);
   for (std::size_t lane = 0; lane < count; ++lane) {
     const std::int64_t index = begin + static_cast<std::int64_t>(lane);
     const RowStatistics<T>& row = rows.row[lane];
     if (Computes(row)) {
-      StoreLane(g, lane, rows.cols, row_scratch, args.grad_scores + index * in.cols);
+      TakePieces(g, lane, rows.cols, row_scratch);
+      StoreRow(row_scratch, rows.cols, args.grad_scores + index * in.cols);
       args.grad_budget[index] = BudgetIsClamped(in, index) ? 0 : grad_budget[lane];
     } else {
       StoreIdleLane(in, index, row_scratch, args.grad_scores + index * in.cols);
@@ -265,7 +179,8 @@ HWY_INLINE void Forward(const CoordinateDescentForward<Value>& args, std::int64_
   if (in.n_iters > 0 && in.cols <= kLongestLaneRow) {
     const std::size_t lanes = hn::Lanes(hn::ScalableTag<T>());
     LaneRows<T> rows;
-    rows.x = scratch.take<T>(cols * kMostLanes);
+    rows.x = scratch.take<T>(Padded(cols) * kMostLanes);
+    rows.e = scratch.take<T>(Padded(cols) * kMostLanes);
     T* row_scratch = scratch.take<T>(Padded(cols));
     double* trace = scratch.take<double>(static_cast<std::size_t>(in.n_iters) * kMostLanes);
     for (std::int64_t i = begin; i < end; i += static_cast<std::int64_t>(lanes)) {
@@ -275,8 +190,8 @@ HWY_INLINE void Forward(const CoordinateDescentForward<Value>& args, std::int64_
     return;
   }
   T* x = scratch.take<T>(Padded(cols));
-  T* exact = scratch.take<T>(ExactScratch(cols));
-  for (std::int64_t i = begin; i < end; ++i) ForwardRow(args, i, x, exact);
+  T* other = scratch.take<T>(ExactScratch(cols));
+  for (std::int64_t i = begin; i < end; ++i) ForwardRow(args, i, x, other);
 }
 
 template <class Value>
@@ -289,13 +204,16 @@ HWY_INLINE void Backward(const CoordinateDescentBackward<Value>& args, std::int6
   if (in.n_iters > 0 && in.cols <= kLongestLaneRow) {
     const std::size_t lanes = hn::Lanes(hn::ScalableTag<T>());
     LaneRows<T> rows;
-    rows.x = scratch.take<T>(cols * kMostLanes);
-    T* g = scratch.take<T>(cols * kMostLanes);
+    rows.x = scratch.take<T>(Padded(cols) * kMostLanes);
+    T* g = scratch.take<T>(Padded(cols) * kMostLanes);
     T* row_scratch = scratch.take<T>(Padded(cols));
-    double* trace = scratch.take<double>(static_cast<std::size_t>(in.n_iters) * kMostLanes);
+    const std::size_t steps = static_cast<std::size_t>(in.n_iters) * kMostLanes;
+    double* trace = scratch.take<double>(steps);
+    const LaneTerms<T> terms{.limits = scratch.take<T>(steps),
+                             .coefficients = scratch.take<T>(steps)};
     for (std::int64_t i = begin; i < end; i += static_cast<std::int64_t>(lanes)) {
       const auto count = std::min(lanes, static_cast<std::size_t>(end - i));
-      BackwardLanes(args, i, count, rows, trace, g, row_scratch);
+      BackwardLanes(args, i, count, rows, trace, terms, g, row_scratch);
     }
     return;
   }
@@ -329,13 +247,12 @@ HWY_AFTER_NAMESPACE();
 namespace weir::kernels {
 
 std::size_t coordinate_descent_workspace_bytes(std::int64_t cols, std::int64_t n_iters) {
-  constexpr std::size_t kLanes = HWY_MAX_BYTES / sizeof(float);
   const std::size_t row = Scratch::bytes<double>(Padded(static_cast<std::size_t>(cols)) + 2048);
   const std::size_t iterations = static_cast<std::size_t>(n_iters) + 1;
-  // Three rows or, for short rows, two transposed groups and a row; the trace of a group or the
-  // terms.
-  const std::size_t rows = cols <= kLongestLaneRow ? 2 * kLanes * row + row : 3 * row;
-  return rows + Scratch::bytes<double>(iterations * kLanes * 2);
+  // Three rows or, for short rows, two transposed groups and a row; the trace and the terms of a
+  // group, or the terms of a row.
+  const std::size_t rows = cols <= kLongestLaneRow ? 2 * kMostLanes * row + row : 3 * row;
+  return rows + Scratch::bytes<double>(iterations * kMostLanes * 4);
 }
 
 #define WEIR_DISPATCH(Name, Value)                                                                 \

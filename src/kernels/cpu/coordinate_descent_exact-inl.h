@@ -19,7 +19,7 @@
 #include <cmath>
 #include <functional>
 
-#include "kernels/cpu/coordinate_descent_rows-inl.h"
+#include "kernels/cpu/coordinate_descent_iterative-inl.h"
 
 HWY_BEFORE_NAMESPACE();
 namespace weir::kernels {
@@ -51,7 +51,15 @@ HWY_INLINE std::size_t CompressFrom(const T* HWY_RESTRICT x, std::size_t padded,
 /// #{j : x_j >= bound}
 template <class T>
 HWY_INLINE std::size_t CountFrom(const T* HWY_RESTRICT x, std::size_t padded, T bound) {
-  return CountAbove(x, padded, std::nextafter(bound, kNothing<T>));
+  const hn::ScalableTag<T> d;
+  const std::size_t lanes = hn::Lanes(d);
+  const auto lower = hn::Set(d, bound);
+  std::size_t count = 0;
+  for (std::size_t i = 0; i < padded; i += 2 * lanes) {
+    count += hn::CountTrue(d, hn::Ge(hn::Load(d, x + i), lower)) +
+             hn::CountTrue(d, hn::Ge(hn::Load(d, x + i + lanes), lower));
+  }
+  return count;
 }
 
 /// A value that at least `rank` entries reach, and not many more: by bisection between the smallest

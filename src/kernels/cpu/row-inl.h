@@ -151,30 +151,35 @@ HWY_INLINE void Summarise(const T* HWY_RESTRICT row, RowStatistics<T>& summary) 
   }
 }
 
-/// Brings the part of a row that the mask keeps into scratch; masked entries inside it become -inf.
+/// A row into scratch; entries that the mask leaves out become -inf.
+template <class T, class Value>
+HWY_INLINE RowStatistics<T> LoadWholeRow(const Value* HWY_RESTRICT scores,
+                                         const std::uint8_t* HWY_RESTRICT mask, std::size_t cols,
+                                         T* HWY_RESTRICT to) {
+  RowStatistics<T> summary;
+  summary.span = cols;
+  LoadRow(scores, cols, kNothing<T>, to);
+  if (mask != nullptr) {
+    for (std::size_t i = 0; i < cols; ++i) to[i] = mask[i] != 0 ? to[i] : kNothing<T>;
+  }
+  Summarise(to, summary);
+  return summary;
+}
+
+/// The same for the part between the first and the last entry that the mask keeps: causal and
+/// padding masks shorten the row.
 template <class T, class Value>
 HWY_INLINE RowStatistics<T> LoadMaskedRow(const Value* HWY_RESTRICT scores,
                                           const std::uint8_t* HWY_RESTRICT mask, std::size_t cols,
                                           T* HWY_RESTRICT to) {
-  RowStatistics<T> summary;
-  summary.span = cols;
-  if (mask != nullptr) {  // causal and padding masks shorten the row
-    const void* first = std::memchr(mask, 1, cols);
-    if (first == nullptr) {
-      summary.span = 0;
-      return summary;
-    }
-    summary.first = static_cast<std::size_t>(static_cast<const std::uint8_t*>(first) - mask);
-    std::size_t end = cols;
-    while (mask[end - 1] == 0) --end;
-    summary.span = end - summary.first;
-  }
-  LoadRow(scores + summary.first, summary.span, kNothing<T>, to);
-  if (mask != nullptr) {
-    const std::uint8_t* HWY_RESTRICT keep = mask + summary.first;
-    for (std::size_t i = 0; i < summary.span; ++i) to[i] = keep[i] != 0 ? to[i] : kNothing<T>;
-  }
-  Summarise(to, summary);
+  if (mask == nullptr) return LoadWholeRow(scores, mask, cols, to);
+  const void* kept = std::memchr(mask, 1, cols);
+  if (kept == nullptr) return {};
+  const auto first = static_cast<std::size_t>(static_cast<const std::uint8_t*>(kept) - mask);
+  std::size_t end = cols;
+  while (mask[end - 1] == 0) --end;
+  RowStatistics<T> summary = LoadWholeRow(scores + first, mask + first, end - first, to);
+  summary.first = first;
   return summary;
 }
 

@@ -1,0 +1,177 @@
+// SPDX-License-Identifier: Apache-2.0
+// From the arguments of coordinate_descent to scratch and back: a row for itself, or a group of
+// rows transposed so that each has a lane.
+#if defined(WEIR_KERNELS_CPU_COORDINATE_DESCENT_OPERANDS_INL_H_) == defined(HWY_TARGET_TOGGLE)
+#ifdef WEIR_KERNELS_CPU_COORDINATE_DESCENT_OPERANDS_INL_H_
+#undef WEIR_KERNELS_CPU_COORDINATE_DESCENT_OPERANDS_INL_H_
+#else
+#define WEIR_KERNELS_CPU_COORDINATE_DESCENT_OPERANDS_INL_H_
+#endif
+
+#include <hwy/highway.h>
+
+#include <algorithm>
+#include <cmath>
+#include <limits>
+
+#include "kernels/coordinate_descent.h"
+#include "kernels/cpu/coordinate_descent_lanes-inl.h"
+#include "kernels/cpu/row-inl.h"
+
+HWY_BEFORE_NAMESPACE();
+namespace weir::kernels {
+namespace HWY_NAMESPACE {
+namespace hn = hwy::HWY_NAMESPACE;
+
+template <class Value>
+struct ComputeOf {
+  using type = float;
+};
+template <>
+struct ComputeOf<double> {
+  using type = double;
+};
+
+template <class Value>
+HWY_INLINE const std::uint8_t* MaskOf(const CoordinateDescentRows<Value>& in, std::int64_t index) {
+  return in.mask == nullptr ? nullptr : in.mask + in.mask_offsets[index];
+}
+
+template <class Value, class T>
+HWY_INLINE RowStatistics<T> Load(const CoordinateDescentRows<Value>& in, std::int64_t index, T* x) {
+  return LoadMaskedRow(in.scores + index * in.cols, MaskOf(in, index),
+                       static_cast<std::size_t>(in.cols), x);
+}
+
+template <class Value>
+HWY_INLINE double Budget(const CoordinateDescentRows<Value>& in, std::int64_t index) {
+  const double budget = in.budget[index * in.budget_stride];
+  return std::isnan(budget) ? budget : std::clamp(budget, kSmallestBudget, kLargestBudget);
+}
+
+/// The gradient of a clamped budget is 0.
+template <class Value>
+HWY_INLINE bool BudgetIsClamped(const CoordinateDescentRows<Value>& in, std::int64_t index) {
+  const double budget = in.budget[index * in.budget_stride];
+  return budget < kSmallestBudget || budget > kLargestBudget;
+}
+
+template <class T>
+HWY_INLINE bool IsPoisoned(const RowStatistics<T>& row, double budget) {
+  return row.has_nan || std::isnan(budget);
+}
+
+// ---- groups of rows
+// -----------------------------------------------------------------------------
+
+// Rows enter and leave a transposed group in pieces of 16 bytes: piece j of row 4 b + i is block b
+// of vector 4 j + i. Transposing each block of four such vectors among themselves (two for double)
+// then puts entry 4 j + i of all rows into vector 4 j + i, and back.
+#if HWY_TARGET == HWY_SCALAR
+template <class T>
+constexpr std::size_t kPiece = 1;
+#else
+template <class T>
+constexpr std::size_t kPiece = 16 / sizeof(T);
+#endif
+
+/// Row `lane` of the group, as pieces. `row` is padded.
+template <class T>
+HWY_INLINE void PutPieces(const T* HWY_RESTRICT row, std::size_t lane, std::size_t cols,
+                          T* HWY_RESTRICT group) {
+  constexpr std::size_t kSize = kPiece<T>;
+  const std::size_t lanes = hn::Lanes(hn::ScalableTag<T>());
+  T* HWY_RESTRICT to = group + lane % kSize * lanes + lane / kSize * kSize;
+  for (std::size_t j = 0; j < cols; j += kSize) std::copy_n(row + j, kSize, to + j * lanes);
+}
+
+template <class T>
+HWY_INLINE void TakePieces(const T* HWY_RESTRICT group, std::size_t lane, std::size_t cols,
+                           T* HWY_RESTRICT row) {
+  constexpr std::size_t kSize = kPiece<T>;
+  const std::size_t lanes = hn::Lanes(hn::ScalableTag<T>());
+  const T* HWY_RESTRICT from = group + lane % kSize * lanes + lane / kSize * kSize;
+  for (std::size_t j = 0; j < cols; j += kSize) std::copy_n(from + j * lanes, kSize, row + j);
+}
+
+/// Pieces to lanes and, the same function, lanes to pieces.
+template <class T>
+HWY_INLINE void TransposePieces(T* HWY_RESTRICT group, std::size_t cols) {
+#if HWY_TARGET != HWY_SCALAR
+  const hn::ScalableTag<T> d;
+  const std::size_t lanes = hn::Lanes(d);
+  for (std::size_t j = 0; j < cols; j += kPiece<T>) {
+    T* HWY_RESTRICT p = group + j * lanes;
+    const auto v0 = hn::Load(d, p), v1 = hn::Load(d, p + lanes);
+    if constexpr (kPiece<T> == 2) {
+      hn::Store(hn::InterleaveLower(d, v0, v1), d, p);
+      hn::Store(hn::InterleaveUpper(d, v0, v1), d, p + lanes);
+    } else {
+      const auto v2 = hn::Load(d, p + 2 * lanes), v3 = hn::Load(d, p + 3 * lanes);
+      const auto low02 = hn::InterleaveLower(d, v0, v2), low13 = hn::InterleaveLower(d, v1, v3);
+      const auto up02 = hn::InterleaveUpper(d, v0, v2), up13 = hn::InterleaveUpper(d, v1, v3);
+      hn::Store(hn::InterleaveLower(d, low02, low13), d, p);
+      hn::Store(hn::InterleaveUpper(d, low02, low13), d, p + lanes);
+      hn::Store(hn::InterleaveLower(d, up02, up13), d, p + 2 * lanes);
+      hn::Store(hn::InterleaveUpper(d, up02, up13), d, p + 3 * lanes);
+    }
+  }
+#else
+  (void)group, (void)cols;
+#endif
+}
+
+template <class T>
+HWY_INLINE bool Computes(const RowStatistics<T>& row) {
+  return row.valid > 0 && !row.has_nan;
+}
+
+/// Brings rows [begin, begin + count) into lanes; a lane that must not compute (no valid entry,
+/// NaN, no row) computes on zeros and is written by hand afterwards.
+template <class Value, class T>
+HWY_INLINE void LoadLanes(const CoordinateDescentRows<Value>& in, std::int64_t begin,
+                          std::size_t count, LaneRows<T>& rows, T* row_scratch) {
+  const std::size_t lanes = hn::Lanes(hn::ScalableTag<T>());
+  rows.cols = static_cast<std::size_t>(in.cols);
+  for (std::size_t lane = 0; lane < lanes; ++lane) {
+    RowStatistics<T>& row = rows.row[lane];
+    row = RowStatistics<T>();
+    double budget = 1;
+    if (lane < count) {
+      const std::int64_t index = begin + static_cast<std::int64_t>(lane);
+      row = LoadWholeRow(in.scores + index * in.cols, MaskOf(in, index), rows.cols, row_scratch);
+      budget = Budget(in, index);
+    }
+    row.has_nan |= std::isnan(budget);
+    if (!Computes(row)) {
+      std::fill(row_scratch, row_scratch + Padded(rows.cols), T(0));
+      row.max = 0;
+      budget = 1;
+    }
+    rows.valid[lane] = static_cast<double>(std::max<std::size_t>(row.valid, 1));
+    rows.budget[lane] = budget;
+    rows.inverse_budget[lane] = 1 / budget;
+    rows.max[lane] = static_cast<double>(row.max);
+    PutPieces(row_scratch, lane, rows.cols, rows.x);
+  }
+  TransposePieces(rows.x, rows.cols);
+}
+
+/// The whole row of a lane that does not compute: zeros, or NaN where it counts.
+template <class Value, class T>
+HWY_INLINE void StoreIdleLane(const CoordinateDescentRows<Value>& in, std::int64_t index,
+                              T* row_scratch, Value* to) {
+  const RowStatistics<T> row = Load(in, index, row_scratch);
+  if (row.valid == 0) {
+    std::fill(row_scratch, row_scratch + row.span, T(0));
+  } else {
+    PropagateNan(row_scratch, row.span, row_scratch);
+  }
+  StoreMaskedRow(row_scratch, row, static_cast<std::size_t>(in.cols), to);
+}
+
+}  // namespace HWY_NAMESPACE
+}  // namespace weir::kernels
+HWY_AFTER_NAMESPACE();
+
+#endif  // WEIR_KERNELS_CPU_COORDINATE_DESCENT_OPERANDS_INL_H_
