@@ -10,6 +10,7 @@
 #include "data/sampler.h"
 #include "train/evaluation.h"
 #include "train/schedule.h"
+#include "train/vector_math.h"
 
 namespace weir::train {
 namespace {
@@ -21,7 +22,9 @@ constexpr std::uint64_t kGeneratorIndex = ~std::uint64_t{0};
 
 Learner::Learner(std::shared_ptr<models::LanguageModel> model, std::span<const std::uint8_t> text,
                  const TrainOptions& options)
-    : model_(std::move(model)), text_(text), options_(options), optimizer_(*model_, options) {}
+    : model_(std::move(model)), text_(text), options_(options), optimizer_(*model_, options) {
+  resolve_vector_math();
+}
 
 std::optional<StepResult> Learner::step(std::int64_t step, const StopCheck& stop) {
   model_->train();

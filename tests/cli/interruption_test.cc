@@ -26,7 +26,7 @@ class InterruptionTest : public Workplace {
                      "--resume",
                      "auto",
                      "--threads",
-                     "1",
+                     "2",
                      "--train.steps=150",
                      "--train.save_every=4"};
   }
