@@ -16,14 +16,16 @@ import torch
 torch.ops.load_library(os.environ["WEIR_LIBRARY"])
 weir = torch.ops.weir
 
+ANNEALED = dict(eps_init=4.0, eps_decay=0.7)
 WORKLOADS = {
-    "W0a": dict(rows=2, cols=32768, k=1152.0, n_iters=20, eps=0.03),
-    "W0b": dict(rows=16, cols=131072, k=144.0, n_iters=20, eps=0.03),
-    "W0c": dict(rows=16384, cols=2048, k=2.0, n_iters=15, eps=0.1),
+    "W0a": dict(rows=2, cols=32768, k=1152.0, n_iters=20, eps=0.03, **ANNEALED),
+    "W0b": dict(rows=16, cols=131072, k=144.0, n_iters=20, eps=0.03, **ANNEALED),
+    "W0c": dict(rows=16384, cols=2048, k=2.0, n_iters=15, eps=0.1, **ANNEALED),
+    "W0d": dict(rows=2, cols=32768, k=1152.0, n_iters=50, eps=1.0, eps_init=1.0, eps_decay=1.0),
 }
 
 
-def published(scores, k, n_iters, eps, eps_init=4.0, eps_decay=0.7):
+def published(scores, k, n_iters, eps, eps_init, eps_decay):
     """The iteration as the papers and packages write it: a vector b per iteration."""
     log_k = torch.tensor(k, dtype=scores.dtype).clamp(min=1e-20).log()
     current = max(eps_init, eps)
@@ -72,7 +74,7 @@ def main():
         leaf = scores.clone().requires_grad_()
         compiled = torch.compile(lambda s: published(s, k, **w))
         methods = {
-            "weir": lambda s: weir.coordinate_descent(s, k, eps_init=4.0, eps_decay=0.7, **w),
+            "weir": lambda s: weir.coordinate_descent(s, k, **w),
             "exact": lambda s: weir.coordinate_descent(s, k, eps=w["eps"], solver="exact"),
             "eager": lambda s: published(s, k, **w),
             "compiled": compiled,

@@ -82,7 +82,7 @@ class Process {
                                        0600);
   }
 
-  test::TemporaryDirectory directory_;
+  tests::TemporaryDirectory directory_;
   pid_t id_ = 0;
 };
 
@@ -136,7 +136,7 @@ class Workplace : public ::testing::Test {
 
   std::string at(const std::string& name) const { return (directory_ / name).string(); }
 
-  test::TemporaryDirectory directory_;
+  tests::TemporaryDirectory directory_;
   const std::string text_ = at("text.txt"), config_ = at("run.toml");
 };
 

@@ -52,7 +52,7 @@ std::error_code code_of(Action action) {
 }
 
 TEST(WriteFile, WritesAndReplaces) {
-  const test::TemporaryDirectory directory;
+  const tests::TemporaryDirectory directory;
   const auto path = directory / "a.json";
   write_file(path, "old");
   EXPECT_EQ(read_file(path), "old");
@@ -63,21 +63,21 @@ TEST(WriteFile, WritesAndReplaces) {
 }
 
 TEST(WriteFile, HasTheModeOfANewFile) {
-  const test::TemporaryDirectory directory;
+  const tests::TemporaryDirectory directory;
   write_file(directory / "a", "");
   std::ofstream(directory / "b") << "";
   EXPECT_EQ(fs::status(directory / "a").permissions(), fs::status(directory / "b").permissions());
 }
 
 TEST(WriteFile, WritesNamesAsLongAsTheyCanBe) {
-  const test::TemporaryDirectory directory;
+  const tests::TemporaryDirectory directory;
   const auto path = directory / std::string(255, 'x');
   write_file(path, "x");
   EXPECT_EQ(read_file(path), "x");
 }
 
 TEST(WriteFile, WritesIntoTheCurrentDirectory) {
-  const test::TemporaryDirectory directory;
+  const tests::TemporaryDirectory directory;
   const auto before = fs::current_path();
   fs::current_path(directory.path());
   write_file("a", "x");
@@ -86,7 +86,7 @@ TEST(WriteFile, WritesIntoTheCurrentDirectory) {
 }
 
 TEST(WriteFile, KeepsTheOldFileWhenTheDiskIsFull) {
-  const test::TemporaryDirectory directory;
+  const tests::TemporaryDirectory directory;
   const auto path = directory / "model.bin";
   write_file(path, "old");
   const std::string bytes(100'000, 'x');
@@ -100,7 +100,7 @@ TEST(WriteFile, KeepsTheOldFileWhenTheDiskIsFull) {
 }
 
 TEST(WriteFile, NamesTheOperationAndThePath) {
-  const test::TemporaryDirectory directory;
+  const tests::TemporaryDirectory directory;
   const auto path = directory / "missing/a";
   EXPECT_THAT(
       [&] { write_file(path, "x"); },
@@ -108,7 +108,7 @@ TEST(WriteFile, NamesTheOperationAndThePath) {
 }
 
 TEST(WriteFile, RefusesWhatIsNotAFile) {
-  const test::TemporaryDirectory directory;
+  const tests::TemporaryDirectory directory;
   EXPECT_THAT(
       [&] { write_file(directory.path(), "x"); },
       throws<std::system_error>("cannot write " + directory.path().string() + ": Is a directory"));
@@ -118,7 +118,7 @@ TEST(WriteFile, RefusesWhatIsNotAFile) {
 }
 
 TEST(AtomicFile, AppearsOnCommitOnly) {
-  const test::TemporaryDirectory directory;
+  const tests::TemporaryDirectory directory;
   AtomicFile file(directory / "a");
   file.append("one, ");
   file.append("two");
@@ -129,7 +129,7 @@ TEST(AtomicFile, AppearsOnCommitOnly) {
 }
 
 TEST(AtomicFile, LeavesNothingWithoutACommit) {
-  const test::TemporaryDirectory directory;
+  const tests::TemporaryDirectory directory;
   write_file(directory / "a", "old");
   {
     AtomicFile file(directory / "a");
@@ -141,7 +141,7 @@ TEST(AtomicFile, LeavesNothingWithoutACommit) {
 }
 
 TEST(AtomicFile, RemovesTheTemporaryWhenItCannotBeRenamed) {
-  const test::TemporaryDirectory directory;
+  const tests::TemporaryDirectory directory;
   const auto path = directory / "a";
   {
     AtomicFile file(path);
@@ -153,7 +153,7 @@ TEST(AtomicFile, RemovesTheTemporaryWhenItCannotBeRenamed) {
 }
 
 TEST(AtomicFile, TwoOfTheSameNameDoNotMeet) {
-  const test::TemporaryDirectory directory;
+  const tests::TemporaryDirectory directory;
   AtomicFile first(directory / "a"), second(directory / "a");
   first.append("first");
   second.append("second");
@@ -163,7 +163,7 @@ TEST(AtomicFile, TwoOfTheSameNameDoNotMeet) {
 }
 
 TEST(PublishDirectory, RenamesAWholeDirectory) {
-  const test::TemporaryDirectory directory;
+  const tests::TemporaryDirectory directory;
   const auto temporary = directory / "step.tmp";
   fs::create_directories(temporary / "shards");
   write_file(temporary / "shards/a", "x");
@@ -173,7 +173,7 @@ TEST(PublishDirectory, RenamesAWholeDirectory) {
 }
 
 TEST(PublishDirectory, RefusesAnExistingOne) {
-  const test::TemporaryDirectory directory;
+  const tests::TemporaryDirectory directory;
   const auto temporary = directory / "step.tmp", final = directory / "step";
   fs::create_directory(temporary);
   fs::create_directory(final);
@@ -183,13 +183,13 @@ TEST(PublishDirectory, RefusesAnExistingOne) {
 }
 
 TEST(PublishDirectory, ThrowsWhenThereIsNothingToPublish) {
-  const test::TemporaryDirectory directory;
+  const tests::TemporaryDirectory directory;
   EXPECT_EQ(code_of([&] { publish_directory(directory / "a", directory / "b"); }),
             std::errc::no_such_file_or_directory);
 }
 
 TEST(ReadFile, SaysWhyItCannot) {
-  const test::TemporaryDirectory directory;
+  const tests::TemporaryDirectory directory;
   const auto missing = directory / "missing";
   EXPECT_THAT([&] { read_file(missing); }, throws<InputError>("cannot read " + missing.string() +
                                                               ": No such file or directory"));
@@ -199,7 +199,7 @@ TEST(ReadFile, SaysWhyItCannot) {
 
 RC_GTEST_PROP(AtomicFileProperty, HoldsThePiecesInTheirOrder,
               (const std::vector<std::string>& pieces)) {
-  const test::TemporaryDirectory directory;
+  const tests::TemporaryDirectory directory;
   std::string whole;
   AtomicFile file(directory / "a");
   for (const auto& piece : pieces) {

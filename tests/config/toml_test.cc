@@ -81,7 +81,7 @@ TEST(ParseToml, RefusesDeepNestingAndLargeTexts) {
 }
 
 TEST(ReadToml, ReadsAFile) {
-  const test::TemporaryDirectory directory;
+  const tests::TemporaryDirectory directory;
   std::ofstream(directory / "run.toml") << "seed = 3\n";
   EXPECT_EQ(read_toml(directory / "run.toml").dump(), R"({"seed":3})");
   const auto missing = directory / "missing.toml";

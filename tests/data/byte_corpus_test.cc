@@ -44,7 +44,7 @@ class Corpus : public ::testing::Test {
     EXPECT_THAT([&] { read(name, options); }, ThrowsMessage<Exception>(HasSubstr(words)));
   }
 
-  test::TemporaryDirectory directory_;
+  tests::TemporaryDirectory directory_;
 };
 
 TEST_F(Corpus, SplitsOffTheTail) {
@@ -82,7 +82,7 @@ TEST_F(Corpus, JoinsTheFilesOfAFolderInTheOrderOfTheirPaths) {
 }
 
 TEST_F(Corpus, DoesNotDependOnTheOrderOfCreation) {
-  test::TemporaryDirectory other;
+  tests::TemporaryDirectory other;
   for (int i = 0; i < 50; ++i) {
     const std::string up = std::to_string(i), down = std::to_string(49 - i);
     put(up + "/" + up, up);
@@ -120,7 +120,7 @@ TEST_F(Corpus, PatternsMatchFileNames) {
 }
 
 TEST_F(Corpus, SkipsHiddenFilesAndLinks) {
-  test::TemporaryDirectory outside;
+  tests::TemporaryDirectory outside;
   data::put(outside / "secret", "secret");
   put("a", "1");
   put(".hidden", "2");

@@ -40,7 +40,7 @@ class Gzip : public ::testing::Test {
     return text;
   }
 
-  test::TemporaryDirectory directory_;
+  tests::TemporaryDirectory directory_;
   std::filesystem::path path_ = directory_ / "text.gz";
 };
 

@@ -25,7 +25,7 @@ using ::testing::ThrowsMessage;
 TEST(Checkpoint, HoldsTheWholeModel) {
   for (const auto& [name, options] : small_cases()) {
     for (const auto dtype : {at::kFloat, at::kBFloat16}) {
-      test::TemporaryDirectory directory;
+      tests::TemporaryDirectory directory;
       auto model = small_model(options);
       model->to(dtype);
       save_model(directory / "deep" / "er", *model);
@@ -42,7 +42,7 @@ TEST(Checkpoint, HoldsTheWholeModel) {
 }
 
 TEST(Checkpoint, SaysWhatItIs) {
-  test::TemporaryDirectory directory;
+  tests::TemporaryDirectory directory;
   save_model(directory.path(), *small_model(small_cases()[0].options));
   const auto document = config::parse_json(config::read_file(directory / "config.json"), "config");
   EXPECT_EQ(document["kind"], "coordinate_descent");
@@ -67,7 +67,7 @@ class DamagedCheckpoint : public ::testing::Test {
     config::write_file(directory_ / "config.json", text);
   }
 
-  test::TemporaryDirectory directory_;
+  tests::TemporaryDirectory directory_;
 };
 
 TEST_F(DamagedCheckpoint, MissingTensor) {

@@ -67,7 +67,7 @@ class Safetensors : public ::testing::Test {
     return config::read_file(path_);
   }
 
-  test::TemporaryDirectory directory_;
+  tests::TemporaryDirectory directory_;
   std::filesystem::path path_ = directory_ / "file.safetensors";
 };
 

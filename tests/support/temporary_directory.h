@@ -9,7 +9,7 @@
 #include <string>
 #include <system_error>
 
-namespace weir::test {
+namespace weir::tests {
 
 class TemporaryDirectory {
  public:
@@ -34,4 +34,4 @@ class TemporaryDirectory {
   std::filesystem::path path_;
 };
 
-}  // namespace weir::test
+}  // namespace weir::tests

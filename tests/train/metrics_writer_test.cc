@@ -51,7 +51,7 @@ TEST(MetricsRows, NothingFollowsWhatIsNoRow) {
 }
 
 TEST(MetricsWriter, ContinuesAFile) {
-  const test::TemporaryDirectory directory;
+  const tests::TemporaryDirectory directory;
   const auto path = directory / "metrics.jsonl";
   const auto row = [](int step, double loss) {
     return config::Json{{"type", "step"}, {"step", step}, {"loss", loss}};
@@ -69,7 +69,7 @@ TEST(MetricsWriter, ContinuesAFile) {
 }
 
 TEST(MetricsWriter, NumbersReadBackAsTheSame) {
-  const test::TemporaryDirectory directory;
+  const tests::TemporaryDirectory directory;
   const auto path = directory / "metrics.jsonl";
   const double loss = static_cast<double>(1.0f / 3.0f), other = 0.1 + 0.2;
   MetricsWriter(path, 0, 0).append({{"step", 1}, {"loss", loss}, {"other", other}});
@@ -80,7 +80,7 @@ TEST(MetricsWriter, NumbersReadBackAsTheSame) {
 }
 
 TEST(MetricsWriter, RefusesAFolder) {
-  const test::TemporaryDirectory directory;
+  const tests::TemporaryDirectory directory;
   EXPECT_THROW(MetricsWriter(directory / "no" / "metrics.jsonl", 0, 0), std::system_error);
 }
 
@@ -105,7 +105,7 @@ class FullDisk {
 };
 
 TEST(MetricsWriter, RowsWaitWhileTheDiskIsFull) {
-  const test::TemporaryDirectory directory;
+  const tests::TemporaryDirectory directory;
   const auto path = directory / "metrics.jsonl";
   MetricsWriter writer(path, 0, 0);
   {

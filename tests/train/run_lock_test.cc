@@ -12,7 +12,7 @@ namespace weir::train {
 namespace {
 
 TEST(RunLock, IsForOneAtATimeAndGoesWithItsHolder) {
-  const test::TemporaryDirectory directory;
+  const tests::TemporaryDirectory directory;
   const auto run = directory / "a/b";
   {
     const RunLock lock(run);

@@ -116,7 +116,7 @@ class SmallRun : public ::testing::Test {
                        [this](const std::string& line) { warnings_.push_back(line); });
   }
 
-  test::TemporaryDirectory directory_;
+  tests::TemporaryDirectory directory_;
   data::CorpusOptions data_;
   std::unique_ptr<data::ByteCorpus> corpus_;
   std::ostringstream printed_;
