@@ -1,0 +1,41 @@
+// SPDX-License-Identifier: Apache-2.0
+// The modules that other languages can construct by name. A new module is one line in
+// module_table.cc.
+#pragma once
+
+#include <ATen/core/Dict.h>
+#include <ATen/core/ivalue.h>
+#include <torch/nn/module.h>
+
+#include <functional>
+#include <memory>
+#include <string>
+#include <string_view>
+#include <vector>
+
+#include "config/document.h"
+
+namespace weir::bind {
+
+/// Arguments of a call by their names: tensors, numbers, bools, none.
+using Arguments = c10::Dict<std::string, c10::IValue>;
+
+struct BoundModule {
+  std::shared_ptr<torch::nn::Module> module;
+  std::function<c10::IValue(const Arguments&)> forward;
+  config::Json options;  // all of them, with those that were left at their defaults
+};
+
+/// A new module. Throws config::Error on an unknown name and on options that do not fit.
+BoundModule make_module(std::string_view name, const config::Json& options);
+
+/// {"name", "doc", "options": [{"name", "type", "help", "default" unless required}], "inputs": [the
+/// same]}
+config::Json describe_module(std::string_view name);
+
+std::vector<std::string> module_names();
+
+/// The name of the language model that run files and checkpoints call `kind`.
+std::string language_model_name(std::string_view kind);
+
+}  // namespace weir::bind
