@@ -24,6 +24,7 @@ run: build  ## train the demo on real text (about three minutes), then write fro
 	@$(BUILD)/weir generate $(OUT) --prompt "def " --max-new-tokens 300 --seed 1
 
 test: configure  ## build and run all tests
+	@scripts/setup tests
 	@cmake --build --preset release
 	@ctest --preset release
 

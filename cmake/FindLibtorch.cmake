@@ -2,7 +2,7 @@
 # Finds the C++ side of torch without torch's own CMake files, which fail on a CUDA wheel when no CUDA
 # toolkit is installed and overwrite the project's CUDA settings.
 #
-# Looks in LIBTORCH_ROOT, then where WEIR_PYTHON (or .venv, or python3) keeps `torch` (located, not
+# Looks in LIBTORCH_ROOT, then where WEIR_PYTHON (or the Python of a wheel's build, or .venv, or python3) keeps `torch` (located, not
 # imported), then in the system. Reads: LIBTORCH_ROOT, WEIR_PYTHON. Defines:
 #   Libtorch::torch   headers (as SYSTEM), c10, torch_cpu, torch, OpenMP
 #   Libtorch::cuda    c10_cuda and torch_cuda, only if this torch was built with CUDA
@@ -11,10 +11,15 @@
 set(WEIR_PYTHON "$ENV{WEIR_PYTHON}" CACHE STRING "Python whose torch is used; empty: .venv, then python3")
 
 set(_libtorch_hints "${LIBTORCH_ROOT}" "$ENV{LIBTORCH_ROOT}")
-foreach(_python IN ITEMS "${WEIR_PYTHON}" "${PROJECT_SOURCE_DIR}/.venv/bin/python" python3)
+set(_libtorch_pythons "${WEIR_PYTHON}")
+if(SKBUILD)  # pip builds a wheel for this Python
+  list(APPEND _libtorch_pythons "${Python_EXECUTABLE}")
+endif()
+foreach(_python IN LISTS _libtorch_pythons ITEMS "${PROJECT_SOURCE_DIR}/.venv/bin/python" python3)
   if(_python)
+    # -E: an isolated build of pip hides the installed packages by PYTHONPATH.
     execute_process(
-      COMMAND "${_python}" -c
+      COMMAND "${_python}" -E -c
               "import importlib.util as u; s = u.find_spec('torch'); print(s.submodule_search_locations[0] if s else '')"
       OUTPUT_VARIABLE _libtorch_python_root OUTPUT_STRIP_TRAILING_WHITESPACE ERROR_QUIET)
     list(APPEND _libtorch_hints "${_libtorch_python_root}")

@@ -113,6 +113,7 @@ TORCH_LIBRARY_FRAGMENT(weir, m) {
       .def("generate", &Module::generate)
       .def("save", &Module::save)
       .def("load_weights", &Module::load_weights);
+  m.def("_version() -> str", [] { return std::string(WEIR_VERSION); });
   m.def("_module_names() -> str[]", module_names);
   m.def("_describe_module(str name) -> str", [](const std::string& name) {
     return translated([&] { return describe_module(name).dump(); });

@@ -66,7 +66,10 @@ CoordinateDescentAttentionImpl::CoordinateDescentAttentionImpl(
 
 void CoordinateDescentAttentionImpl::reset() {
   const auto [dim, dim_head, heads] = std::tie(options.dim, options.dim_head, options.heads);
-  null_kv = register_parameter("null_kv", at::randn({2, heads, options.attn_null_kv, dim_head}));
+  // Without nulls it is empty but keeps its place in the state dict; no gradient will ever reach
+  // it.
+  null_kv = register_parameter("null_kv", at::randn({2, heads, options.attn_null_kv, dim_head}),
+                               options.attn_null_kv > 0);
   norm = register_module("norm", torch::nn::LayerNorm(torch::nn::LayerNormOptions({dim})));
   if (options.learned_sparsity_k) {
     to_learned_k = register_module("to_learned_k", torch::nn::Linear(dim, heads));

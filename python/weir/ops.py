@@ -1,0 +1,78 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The operators as functions. They are `torch.ops.weir.*`, with autograd, `torch.compile` and `torch.export`."""
+from collections import namedtuple
+
+import torch
+
+TopkReturn = namedtuple("TopkReturn", ["values", "indices", "coor_descent_values", "gates"])
+
+
+def coordinate_descent(scores, budget, mask=None, n_iters=20, eps=0.1, eps_init=None, eps_decay=1.0, solver="iterative"):
+    """Differentiable soft top-k: weights in [0, 1] that sum to about `budget`.
+
+    Args:
+        scores (torch.Tensor): (..., n); float32, float64, bfloat16 or float16. Unnormalised, not probabilities.
+        budget (float | torch.Tensor): The k, any real > 0; a number, or a tensor that broadcasts to scores.shape[:-1].
+        mask (torch.Tensor | None): Bool, true = keep; broadcasts to `scores`.
+        n_iters (int): Iterations of the iterative solver, at least 1.
+        eps (float): Entropy; smaller is harder.
+        eps_init (float | None): Entropy of the first iteration; None: `eps`.
+        eps_decay (float): Factor on the entropy from one iteration to the next.
+        solver (str): "iterative" (the published function) or "exact" (rows sum to the budget).
+
+    Returns:
+        torch.Tensor: Weights (..., n), of the dtype of `scores`. Masked entries are 0.
+
+    Source: Qian et al. 2022, arXiv:2211.01267.
+    """
+    return torch.ops.weir.coordinate_descent(
+        scores, budget, mask=mask, n_iters=n_iters, eps=eps, eps_init=eps_init, eps_decay=eps_decay, solver=solver
+    )
+
+
+def coor_descent(s, *, n_iters, k, eps=1e-1, eps_init=None, eps_decay=1.0, mask=None):
+    """`coordinate_descent` with the signature of `colt5_attention.coor_descent`."""
+    return coordinate_descent(s, k, mask, n_iters, eps, eps_init, eps_decay)
+
+
+def topk(
+    x,
+    k,
+    coor_descent_k_ratio=9 / 8,
+    n_iters=20,
+    eps=1e-1,
+    eps_init=None,
+    eps_decay=1.0,
+    mask=None,
+    fused=False,
+    non_differentiable=False,
+):
+    """The k largest entries of each row, with the gradient of `coordinate_descent`.
+
+    Args:
+        x (torch.Tensor): (..., n) scores.
+        k (int): How many.
+        coor_descent_k_ratio (float): Budget of the soft top-k over `k`, at least 1.
+        n_iters, eps, eps_init, eps_decay: As of `coordinate_descent`.
+        mask (torch.Tensor | None): Bool, true = keep. Masked entries are chosen last, with gate 0.
+        fused (bool): Accepted and not needed: there is one implementation.
+        non_differentiable (bool): Plain top-k.
+
+    Returns:
+        TopkReturn: values, indices (int64), coor_descent_values, gates, each (..., k); the last two are None if
+        non_differentiable.
+    """
+    del fused
+    return TopkReturn(
+        *torch.ops.weir.topk(
+            x,
+            k,
+            coor_descent_k_ratio=coor_descent_k_ratio,
+            n_iters=n_iters,
+            eps=eps,
+            eps_init=eps_init,
+            eps_decay=eps_decay,
+            mask=mask,
+            non_differentiable=non_differentiable,
+        )
+    )
