@@ -116,7 +116,6 @@ auto& backward_operator() {
 }
 
 // ---- public front
-// --------------------------------------------------------------------------------
 
 at::Tensor front(const at::Tensor& scores, const at::Tensor& budget,
                  const std::optional<at::Tensor>& mask, std::int64_t n_iters, double eps,
@@ -137,7 +136,6 @@ at::Tensor front_number(const at::Tensor& scores, double budget,
 }
 
 // ---- Meta
-// ----------------------------------------------------------------------------------------
 
 std::tuple<at::Tensor, at::Tensor> forward_meta(const at::Tensor& scores, const at::Tensor& budget,
                                                 const std::optional<at::Tensor>& mask,
@@ -163,7 +161,6 @@ std::tuple<at::Tensor, at::Tensor> backward_meta(const at::Tensor& /*grad*/,
 }
 
 // ---- Autograd
-// ------------------------------------------------------------------------------------
 
 class CoordinateDescent : public torch::autograd::Function<CoordinateDescent> {
  public:

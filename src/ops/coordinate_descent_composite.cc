@@ -99,7 +99,6 @@ at::Tensor solve(const Row& row, double eps) {
 }
 
 // ---- backward, from the closed form
-// --------------------------------------------------------------
 
 std::tuple<at::Tensor, at::Tensor> backward_exact(const Row& row, const at::Tensor& grad,
                                                   const at::Tensor& a, double eps) {

@@ -1,9 +1,12 @@
 # SPDX-License-Identifier: Apache-2.0
 """The package from its user's side: names, signatures, messages, published snippets, files."""
 import inspect
+import os
 import pathlib
 import subprocess
 import sys
+import threading
+import time
 
 import numpy
 import pytest
@@ -157,7 +160,27 @@ def test_operators_with_published_signatures():
     values.sum().backward()
     assert s.grad.abs().sum() > 0
     plain = weir.ops.topk(s, 2, mask=mask, non_differentiable=True)
+    assert weir.colt5_attention.topk is weir.ops.topk and weir.colt5_attention.coor_descent is weir.ops.coor_descent
     assert plain.gates is None and mask.gather(1, plain.indices).all()
+
+
+def test_other_threads_run_during_a_call():
+    module = weir.CoordinateDescentFeedForward(dim=256, use_coor_descent=True)
+    x, done, ticks = torch.randn(2000, 256), threading.Event(), 0
+
+    def work():
+        with torch.no_grad():
+            module(x)
+        done.set()
+
+    module(x)  # torch's threads are started
+    thread = threading.Thread(target=work)
+    thread.start()
+    while not done.is_set():
+        ticks += 1
+        time.sleep(0.0005)
+    thread.join()
+    assert ticks >= 3  # the call takes tens of milliseconds; with the lock held this thread would see the end at once
 
 
 def test_operators_compile_into_one_graph():
@@ -170,8 +193,6 @@ def test_operators_compile_into_one_graph():
 
 
 def run(code, **environment):
-    import os
-
     package = str(pathlib.Path(weir.__file__).resolve().parent.parent)
     return subprocess.run(
         [sys.executable, "-c", code],

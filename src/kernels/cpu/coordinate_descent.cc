@@ -35,7 +35,6 @@ namespace weir::kernels {
 namespace HWY_NAMESPACE {
 
 // ---- one row at a time
-// ---------------------------------------------------------------------------
 
 template <class Value, class T>
 HWY_INLINE void ForwardRow(const CoordinateDescentForward<Value>& args, std::int64_t index, T* x,
@@ -95,7 +94,6 @@ HWY_INLINE void BackwardRow(const CoordinateDescentBackward<Value>& args, std::i
 }
 
 // ---- one row per lane
-// ----------------------------------------------------------------------------
 
 template <class Value, class T>
 HWY_INLINE void ForwardLanes(const CoordinateDescentForward<Value>& args, std::int64_t begin,
@@ -167,7 +165,6 @@ HWY_INLINE void BackwardLanes(const CoordinateDescentBackward<Value>& args, std:
 }
 
 // ---- entry
-// ---------------------------------------------------------------------------------------
 
 template <class Value>
 HWY_INLINE void Forward(const CoordinateDescentForward<Value>& args, std::int64_t begin,

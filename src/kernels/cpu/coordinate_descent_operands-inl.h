@@ -62,7 +62,6 @@ HWY_INLINE bool IsPoisoned(const RowStatistics<T>& row, double budget) {
 }
 
 // ---- groups of rows
-// -----------------------------------------------------------------------------
 
 // Rows enter and leave a transposed group in pieces of 16 bytes: piece j of row 4 b + i is block b
 // of vector 4 j + i. Transposing each block of four such vectors among themselves (two for double)

@@ -38,7 +38,6 @@ struct RowStatistics {
 };
 
 // ---- one vector of values, converted
-// -------------------------------------------------------------
 
 template <class D>
 HWY_INLINE hn::Vec<D> LoadValues(D d, const hn::TFromD<D>* from) {
@@ -92,7 +91,6 @@ HWY_INLINE void StoreValues(D d, hn::Vec<D> v, Float16* to) {
 }
 
 // ---- whole rows
-// ----------------------------------------------------------------------------------
 
 /// to[0, count) = from, to[count, Padded(count)) = fill.
 template <class T, class Value>
