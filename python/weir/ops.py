@@ -30,6 +30,57 @@ def coordinate_descent(scores, budget, mask=None, n_iters=20, eps=0.1, eps_init=
     )
 
 
+def block_sparse_attention(
+    query,
+    key,
+    value,
+    layout=None,
+    key_mask=None,
+    mask=None,
+    block_size=32,
+    causal=False,
+    window=None,
+    stride=1,
+    prefix=0,
+    scale=None,
+):
+    """Softmax attention over the pairs of positions that a pattern allows; memory linear in n.
+
+    Args:
+        query (torch.Tensor): (batch, heads, n, dim).
+        key (torch.Tensor): (batch, kv_heads, m, dim); kv_heads divides heads.
+        value (torch.Tensor): (batch, kv_heads, m, value_dim).
+        layout (torch.Tensor | None): Bool blocks, (n / block_size, m / block_size) rounded up, or (heads, ...).
+        key_mask (torch.Tensor | None): Bool (batch, m), true = keep.
+        mask (torch.Tensor | None): Bool, broadcasts to (batch, heads, n, m), true = keep.
+        block_size (int): Positions per block of the layout, 1 to 128.
+        causal (bool): Only keys up to the query's position; the last query stands at the last key.
+        window (int | None): Only keys less than this many positions away.
+        stride (int): Only keys a multiple of this many positions away.
+        prefix (int): The first keys that every query may see, whatever causal and window say.
+        scale (float | None): Factor on the logits; None: 1 / sqrt(dim).
+
+    Returns:
+        torch.Tensor: (batch, heads, n, value_dim); 0 where a query sees no key.
+
+    Source: Child et al. 2019, arXiv:1904.10509.
+    """
+    return torch.ops.weir.block_sparse_attention(
+        query,
+        key,
+        value,
+        layout=layout,
+        key_mask=key_mask,
+        mask=mask,
+        block_size=block_size,
+        causal=causal,
+        window=window,
+        stride=stride,
+        prefix=prefix,
+        scale=scale,
+    )
+
+
 def coor_descent(s, *, n_iters, k, eps=1e-1, eps_init=None, eps_decay=1.0, mask=None):
     """`coordinate_descent` with the signature of `colt5_attention.coor_descent`."""
     return coordinate_descent(s, k, mask, n_iters, eps, eps_init, eps_decay)

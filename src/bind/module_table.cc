@@ -3,8 +3,10 @@
 
 #include <c10/util/Exception.h>
 
+#include <array>
 #include <optional>
 #include <type_traits>
+#include <utility>
 
 #include "config/error.h"
 #include "config/nearest.h"
@@ -12,6 +14,7 @@
 #include "weir/models/coordinate_descent_transformer.h"
 #include "weir/nn/coordinate_descent_attention.h"
 #include "weir/nn/coordinate_descent_feed_forward.h"
+#include "weir/nn/sparse_attention.h"
 
 namespace weir::bind {
 namespace {
@@ -53,9 +56,32 @@ constexpr const char* kInputType = nullptr;
 template <>
 constexpr const char* kInputType<std::optional<at::Tensor>> = "tensor or none";
 
-template <class Inputs>
-config::Json describe_inputs(const char* first, const char* first_help) {
-  config::Json rows = {{{"name", first}, {"type", "tensor"}, {"help", first_help}}};
+struct RequiredInput {
+  const char* name;
+  const char* help;
+};
+
+/// The tensors that a module's forward takes first.
+template <class Impl>
+constexpr std::array kRequired = {RequiredInput{"x", "(batch, n, dim)"}};
+template <>
+constexpr std::array kRequired<nn::CoordinateDescentFeedForwardImpl> = {
+    RequiredInput{"x", "(..., dim)"}};
+template <>
+constexpr std::array kRequired<nn::SparseAttentionImpl> = {
+    RequiredInput{"q", "(batch, n, features), features a multiple of heads"},
+    RequiredInput{"k", "(batch, n, features)"}, RequiredInput{"v", "(batch, n, features)"}};
+template <class Impl>
+requires std::is_base_of_v<models::LanguageModel, Impl>
+constexpr std::array kRequired<Impl> = {
+    RequiredInput{"tokens", "int64 (batch, n), n at most seq_len"}};
+
+template <class Impl, class Inputs>
+config::Json describe_inputs() {
+  config::Json rows = config::Json::array();
+  for (const RequiredInput& input : kRequired<Impl>) {
+    rows.push_back({{"name", input.name}, {"type", "tensor"}, {"help", input.help}});
+  }
   const Inputs defaults;
   Inputs::fields([&](const char* name, auto member, const char* help) {
     using T = std::remove_cvref_t<decltype(defaults.*member)>;
@@ -65,39 +91,31 @@ config::Json describe_inputs(const char* first, const char* first_help) {
   return rows;
 }
 
-template <class Inputs>
-Inputs read_inputs(const char* first, const Arguments& arguments) {
+template <class Impl, class Inputs>
+c10::IValue call(Impl& module, const Arguments& arguments) {
+  std::size_t read = 0;
+  for (const RequiredInput& input : kRequired<Impl>) {
+    TORCH_CHECK_VALUE(arguments.contains(input.name), "expected the argument `", input.name, "`.");
+    ++read;
+  }
   Inputs inputs;
-  std::size_t read = 1;
   Inputs::fields([&](const char* name, auto member, const char*) {
     const auto found = arguments.find(name);
     if (found == arguments.end()) return;
     inputs.*member = found->value().to<std::remove_cvref_t<decltype(inputs.*member)>>();
     ++read;
   });
-  TORCH_CHECK_VALUE(arguments.contains(first), "expected the argument `", first, "`.");
-  TORCH_CHECK_VALUE(arguments.size() == read, "unknown arguments: expected no more than `", first,
-                    "` and the optional inputs, but got ", arguments.size(), " arguments.");
-  return inputs;
+  TORCH_CHECK_VALUE(arguments.size() == read, "expected no more than ", read,
+                    " of the arguments, but got ", arguments.size(), ".");
+  return [&]<std::size_t... index>(std::index_sequence<index...>)->c10::IValue {
+    if constexpr (std::is_same_v<Inputs, NoInputs>) {
+      return module.forward(arguments.at(kRequired<Impl>[index].name).toTensor()...);
+    } else {
+      return module.forward(arguments.at(kRequired<Impl>[index].name).toTensor()..., inputs);
+    }
+  }
+  (std::make_index_sequence<kRequired<Impl>.size()>());
 }
-
-/// What a module calls its first argument.
-template <class Impl>
-struct First {
-  static constexpr const char* name = "x";
-  static constexpr const char* help = "(batch, n, dim)";
-};
-template <>
-struct First<nn::CoordinateDescentFeedForwardImpl> {
-  static constexpr const char* name = "x";
-  static constexpr const char* help = "(..., dim)";
-};
-template <class Impl>
-requires std::is_base_of_v<models::LanguageModel, Impl>
-struct First<Impl> {
-  static constexpr const char* name = "tokens";
-  static constexpr const char* help = "int64 (batch, n), n at most seq_len";
-};
 
 template <class Impl, class Options, class Inputs = NoInputs>
 constexpr Entry entry(const char* name, const char* doc, const char* kind = nullptr) {
@@ -109,25 +127,18 @@ constexpr Entry entry(const char* name, const char* doc, const char* kind = null
                 auto module = std::make_shared<Impl>(config::from_json<Options>(document));
                 BoundModule bound;
                 bound.options = config::to_json(module->options);
-                bound.forward = [impl = module.get()](const Arguments& arguments) -> c10::IValue {
-                  const auto inputs = read_inputs<Inputs>(First<Impl>::name, arguments);
-                  const at::Tensor x = arguments.at(First<Impl>::name).toTensor();
-                  if constexpr (std::is_same_v<Inputs, NoInputs>) {
-                    return impl->forward(x);
-                  } else {
-                    return impl->forward(x, inputs);
-                  }
+                bound.forward = [impl = module.get()](const Arguments& arguments) {
+                  return call<Impl, Inputs>(*impl, arguments);
                 };
                 bound.module = std::move(module);
                 return bound;
               },
           .describe =
               [](const Entry& self) {
-                return config::Json{
-                    {"name", self.name},
-                    {"doc", self.doc},
-                    {"options", describe_options<Options>()},
-                    {"inputs", describe_inputs<Inputs>(First<Impl>::name, First<Impl>::help)}};
+                return config::Json{{"name", self.name},
+                                    {"doc", self.doc},
+                                    {"options", describe_options<Options>()},
+                                    {"inputs", describe_inputs<Impl, Inputs>()}};
               }};
 }
 
@@ -146,6 +157,10 @@ constexpr Entry kEntries[] = {
         "Causal language model of attention and feed-forward layers that may choose by coordinate "
         "descent. (batch, n) -> logits (batch, n, num_tokens)",
         models::CoordinateDescentTransformerImpl::kKind),
+    entry<nn::SparseAttentionImpl, nn::SparseAttentionOptions, nn::SparseAttentionInputs>(
+        "SparseAttention",
+        "Attention over a pattern of positions: all, local, strided, fixed, or a layout of one's "
+        "own. (batch, n, features) -> the same"),
 };
 
 const Entry& find(std::string_view name) {

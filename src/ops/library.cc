@@ -27,4 +27,22 @@ TORCH_LIBRARY(weir, m) {
       "float? eps_init=None, float eps_decay=1.0, Tensor? mask=None, str solver=\"iterative\", "
       "bool non_differentiable=False) "
       "-> (Tensor values, Tensor indices, Tensor coor_descent_values, Tensor gates)");
+  m.def(
+      "block_sparse_attention(Tensor query, Tensor key, Tensor value, *, Tensor? layout=None, "
+      "Tensor? key_mask=None, Tensor? mask=None, int block_size=32, bool causal=False, int? "
+      "window=None, int stride=1, int prefix=0, float? scale=None) -> Tensor");
+  m.def(
+      "block_sparse_attention_with_lse(Tensor query, Tensor key, Tensor value, *, Tensor? "
+      "layout=None, Tensor? key_mask=None, Tensor? mask=None, int block_size=32, bool "
+      "causal=False, int? window=None, int stride=1, int prefix=0, float? scale=None) -> "
+      "(Tensor output, Tensor lse)");
+  m.def(
+      "_block_sparse_attention(Tensor query, Tensor key, Tensor value, Tensor? layout, Tensor? "
+      "key_mask, Tensor? mask, int block_size, bool causal, int? window, int stride, int prefix, "
+      "float? scale) -> (Tensor output, Tensor lse)");
+  m.def(
+      "_block_sparse_attention_backward(Tensor grad, Tensor query, Tensor key, Tensor value, "
+      "Tensor output, Tensor lse, Tensor? layout, Tensor? key_mask, Tensor? mask, int block_size, "
+      "bool causal, int? window, int stride, int prefix, float? scale) -> (Tensor grad_query, "
+      "Tensor grad_key, Tensor grad_value)");
 }

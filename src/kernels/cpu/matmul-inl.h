@@ -1,0 +1,135 @@
+// SPDX-License-Identifier: Apache-2.0
+// Products of small matrices in registers: C (+)= A B, entries of A broadcast, rows of B as
+// vectors. B and C have whole vectors per row; what stands behind their last column may be
+// anything.
+#if defined(WEIR_KERNELS_CPU_MATMUL_INL_H_) == defined(HWY_TARGET_TOGGLE)
+#ifdef WEIR_KERNELS_CPU_MATMUL_INL_H_
+#undef WEIR_KERNELS_CPU_MATMUL_INL_H_
+#else
+#define WEIR_KERNELS_CPU_MATMUL_INL_H_
+#endif
+
+#include <hwy/highway.h>
+
+#include <cstddef>
+
+HWY_BEFORE_NAMESPACE();
+namespace weir::kernels {
+namespace HWY_NAMESPACE {
+namespace hn = hwy::HWY_NAMESPACE;
+
+/// A(r, k) = at[r * row + k * column]
+template <class T>
+struct Left {
+  const T* at = nullptr;
+  std::size_t row = 0, column = 1;
+};
+
+/// Vector n of row k = at[k * row + n * vector]
+template <class T>
+struct Right {
+  const T* at = nullptr;
+  std::size_t row = 0, vector = 0;
+};
+
+template <class T>
+struct Product {
+  T* at = nullptr;
+  std::size_t row = 0;
+};
+
+// Rows of C per pass: 2 columns of vectors for each fill half of the registers, enough to hide the
+// latency.
+constexpr std::size_t kMatmulRows = HWY_TARGET <= HWY_AVX3 ? 8 : 4;
+
+template <std::size_t kRows, std::size_t kVectors, bool kAdd, class T>
+HWY_INLINE void MultiplyTile(std::size_t depth, const Left<T>& a, const Right<T>& b,
+                             const Product<T>& c) {
+  const hn::ScalableTag<T> d;
+  const std::size_t lanes = hn::Lanes(d);
+  hn::Vec<decltype(d)> sum[kRows][kVectors];
+#pragma GCC unroll 8
+  for (std::size_t r = 0; r < kRows; ++r) {
+#pragma GCC unroll 8
+    for (std::size_t n = 0; n < kVectors; ++n) {
+      sum[r][n] = kAdd ? hn::LoadU(d, c.at + r * c.row + n * lanes) : hn::Zero(d);
+    }
+  }
+  const T* HWY_RESTRICT left = a.at;
+  const T* HWY_RESTRICT right = b.at;
+  for (std::size_t k = 0; k < depth; ++k, left += a.column, right += b.row) {
+    hn::Vec<decltype(d)> row[kVectors];
+#pragma GCC unroll 8
+    for (std::size_t n = 0; n < kVectors; ++n) row[n] = hn::LoadU(d, right + n * b.vector);
+#pragma GCC unroll 8
+    for (std::size_t r = 0; r < kRows; ++r) {
+      const auto factor = hn::Set(d, left[r * a.row]);
+#pragma GCC unroll 8
+      for (std::size_t n = 0; n < kVectors; ++n) {
+        sum[r][n] = hn::MulAdd(factor, row[n], sum[r][n]);
+      }
+    }
+  }
+#pragma GCC unroll 8
+  for (std::size_t r = 0; r < kRows; ++r) {
+#pragma GCC unroll 8
+    for (std::size_t n = 0; n < kVectors; ++n) {
+      hn::StoreU(sum[r][n], d, c.at + r * c.row + n * lanes);
+    }
+  }
+}
+
+template <std::size_t kRows, bool kAdd, class T>
+HWY_INLINE void MultiplyRows(std::size_t vectors, std::size_t depth, const Left<T>& a,
+                             const Right<T>& b, const Product<T>& c) {
+  const std::size_t lanes = hn::Lanes(hn::ScalableTag<T>());
+  std::size_t n = 0;
+  for (; n + 2 <= vectors; n += 2) {
+    MultiplyTile<kRows, 2, kAdd>(depth, a, {b.at + n * b.vector, b.row, b.vector},
+                                 {c.at + n * lanes, c.row});
+  }
+  if (n < vectors) {
+    MultiplyTile<kRows, 1, kAdd>(depth, a, {b.at + n * b.vector, b.row, b.vector},
+                                 {c.at + n * lanes, c.row});
+  }
+}
+
+/// C (rows x vectors) = A (rows x depth) B, or += with kAdd.
+template <bool kAdd, class T>
+HWY_NOINLINE void Multiply(std::size_t rows, std::size_t vectors, std::size_t depth,
+                           const Left<T>& a, const Right<T>& b, const Product<T>& c) {
+  std::size_t r = 0;
+  for (; r + kMatmulRows <= rows; r += kMatmulRows) {
+    MultiplyRows<kMatmulRows, kAdd>(vectors, depth, {a.at + r * a.row, a.row, a.column}, b,
+                                    {c.at + r * c.row, c.row});
+  }
+  for (; r < rows; ++r) {
+    MultiplyRows<1, kAdd>(vectors, depth, {a.at + r * a.row, a.row, a.column}, b,
+                          {c.at + r * c.row, c.row});
+  }
+}
+
+/// C += A B where a 0 in A means "not there": NaN and infinity in B do not meet it.
+template <class T>
+HWY_NOINLINE void MultiplyPresent(std::size_t rows, std::size_t vectors, std::size_t depth,
+                                  const Left<T>& a, const Right<T>& b, const Product<T>& c) {
+  const hn::ScalableTag<T> d;
+  const std::size_t lanes = hn::Lanes(d);
+  for (std::size_t r = 0; r < rows; ++r) {
+    for (std::size_t k = 0; k < depth; ++k) {
+      const T factor = a.at[r * a.row + k * a.column];
+      if (factor == T(0)) continue;
+      for (std::size_t n = 0; n < vectors; ++n) {
+        T* to = c.at + r * c.row + n * lanes;
+        const auto v = hn::LoadU(d, b.at + k * b.row + n * b.vector);
+        hn::StoreU(hn::MulAdd(hn::Set(d, factor), v, hn::LoadU(d, to)), d, to);
+      }
+    }
+  }
+}
+
+}  // namespace HWY_NAMESPACE
+}  // namespace weir::kernels
+HWY_AFTER_NAMESPACE();
+
+#endif  // WEIR_KERNELS_CPU_MATMUL_INL_H_

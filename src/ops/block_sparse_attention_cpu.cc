@@ -1,0 +1,313 @@
+// SPDX-License-Identifier: Apache-2.0
+// block_sparse_attention on the CPU: tensors to pointers, segments and lists of active blocks,
+// tiles over threads. The work is in kernels/cpu/block_sparse_attention.cc.
+#include <ATen/Dispatch.h>
+#include <ATen/ops/empty.h>
+#include <ATen/ops/zeros.h>
+#include <torch/library.h>
+
+#include <algorithm>
+#include <memory>
+#include <type_traits>
+
+#include "kernels/block_sparse_attention.h"
+#include "kernels/scratch.h"
+#include "ops/block_sparse_attention.h"
+#include "ops/parallel.h"
+
+namespace weir::ops {
+namespace {
+
+template <class Scalar>
+using Value = std::conditional_t<
+    std::is_same_v<Scalar, at::BFloat16>, kernels::BFloat16,
+    std::conditional_t<std::is_same_v<Scalar, at::Half>, kernels::Float16, Scalar>>;
+template <class Scalar>
+using Compute = std::conditional_t<std::is_same_v<Scalar, double>, double, float>;
+
+std::int64_t ceil_div(std::int64_t a, std::int64_t b) { return (a + b - 1) / b; }
+std::int64_t floor_div(std::int64_t a, std::int64_t b) {
+  return a / b - (a % b != 0 && (a < 0) != (b < 0));
+}
+
+/// The active blocks of a layout in compressed rows.
+struct ActiveBlocks {
+  std::vector<std::int64_t> first = {0}, columns;
+};
+
+ActiveBlocks active_blocks(const at::Tensor& layout) {
+  ActiveBlocks active;
+  const at::Tensor lines = layout.contiguous();
+  const std::int64_t columns = lines.size(-1);
+  const std::int64_t count = lines.size(0) * (lines.dim() == 3 ? lines.size(1) : 1);
+  const bool* at = lines.const_data_ptr<bool>();
+  for (std::int64_t line = 0; line < count; ++line, at += columns) {
+    for (std::int64_t column = 0; column < columns; ++column) {
+      if (at[column]) active.columns.push_back(column);
+    }
+    active.first.push_back(static_cast<std::int64_t>(active.columns.size()));
+  }
+  return active;
+}
+
+/// What the kernel reads, and what keeps it alive.
+struct Plan {
+  kernels::BlockSparseAttentionShape shape;
+  std::vector<kernels::AttentionSegment> segments;
+  ActiveBlocks active;
+  at::Tensor key_mask, mask;
+
+  std::int64_t panel = 0;
+  std::int64_t keys_of_all() const { return shape.batch * shape.kv_heads * shape.panels; }
+};
+
+/// One segment, or with a stride and no layout one per residue class: those never see each other.
+void cut_segments(const BlockSparseAttentionProblem& problem, bool has_layout, Plan& plan) {
+  auto& shape = plan.shape;
+  const std::int64_t step = has_layout ? 1 : problem.stride;
+  const std::int64_t shift = shape.keys - shape.queries;  // query i stands at position i + shift
+  for (std::int64_t residue = 0; residue < step; ++residue) {
+    const std::int64_t offset = -floor_div(residue - shift, step);  // of its first query
+    const std::int64_t query_first = residue - shift + offset * step;
+    kernels::AttentionSegment segment = {
+        .step = step,
+        .query_first = query_first,
+        .queries = std::max<std::int64_t>(0, ceil_div(shape.queries - query_first, step)),
+        .key_first = residue,
+        .keys = std::max<std::int64_t>(0, ceil_div(shape.keys - residue, step)),
+        .offset = offset,
+        .window = problem.window == 0 ? 0 : (problem.window - 1) / step + 1,
+        .prefix = std::max<std::int64_t>(0, ceil_div(problem.prefix - residue, step)),
+        .key_panel = shape.panels,
+        .query_tile = shape.tiles};
+    shape.panels += ceil_div(segment.keys, plan.panel);
+    shape.tiles += ceil_div(segment.queries, shape.tile_rows);
+    plan.segments.push_back(segment);
+  }
+}
+
+Plan make_plan(const BlockSparseAttentionProblem& problem, const std::optional<at::Tensor>& layout,
+               const std::optional<at::Tensor>& key_mask, const std::optional<at::Tensor>& mask) {
+  Plan plan;
+  auto& shape = plan.shape;
+  const auto size = [](const c10::SymInt& value) { return value.guard_int(__FILE__, __LINE__); };
+  shape.batch = size(problem.batch), shape.heads = size(problem.heads);
+  shape.kv_heads = size(problem.kv_heads);
+  shape.queries = size(problem.queries), shape.keys = size(problem.keys);
+  shape.dim = size(problem.dim), shape.value_dim = size(problem.value_dim);
+  shape.causal = problem.causal, shape.scale = problem.scale;
+  shape.block_size = problem.block_size;
+  shape.stride = layout ? problem.stride : 1;
+  shape.tile_rows =
+      kernels::block_sparse_attention_tile_rows(layout ? problem.block_size : 0, problem.window);
+  plan.panel = problem.compute == at::kDouble ? kernels::kAttentionPanel<double>
+                                              : kernels::kAttentionPanel<float>;
+  cut_segments(problem, layout.has_value(), plan);
+  if (layout) {
+    plan.active = active_blocks(*layout);
+    shape.layout_heads = layout->dim() == 2 ? 1 : shape.heads;
+    shape.block_rows = layout->size(-2);
+  }
+  if (key_mask) plan.key_mask = key_mask->contiguous();
+  if (mask) plan.mask = mask->expand({shape.batch, shape.heads, shape.queries, shape.keys});
+  return plan;
+}
+
+/// Pointers, once the plan stands where it stays.
+void point(Plan& plan) {
+  auto& shape = plan.shape;
+  const auto bytes = [](const at::Tensor& mask) {
+    return reinterpret_cast<const std::uint8_t*>(mask.const_data_ptr<bool>());
+  };
+  shape.segments = plan.segments.data();
+  shape.segment_count = static_cast<std::int64_t>(plan.segments.size());
+  shape.layout = {plan.active.first.data(), plan.active.columns.data()};
+  if (plan.key_mask.defined()) shape.key_mask = bytes(plan.key_mask);
+  if (!plan.mask.defined()) return;
+  shape.mask = bytes(plan.mask);
+  shape.mask_batch = plan.mask.stride(0), shape.mask_head = plan.mask.stride(1);
+  shape.mask_query = plan.mask.stride(2), shape.mask_key = plan.mask.stride(3);
+}
+
+at::Tensor with_contiguous_rows(const at::Tensor& tensor) {
+  return tensor.size(-1) <= 1 || tensor.stride(-1) == 1 ? tensor : tensor.contiguous();
+}
+
+kernels::AttentionStrides strides_of(const at::Tensor& tensor) {
+  return {tensor.stride(0), tensor.stride(1), tensor.stride(2)};
+}
+
+template <class Scalar>
+kernels::BlockSparseAttentionOperands<Value<Scalar>> operands(const Plan& plan,
+                                                              const at::Tensor& query,
+                                                              const at::Tensor& key,
+                                                              const at::Tensor& value) {
+  const auto pointer = [](const at::Tensor& tensor) {
+    return reinterpret_cast<const Value<Scalar>*>(tensor.const_data_ptr<Scalar>());
+  };
+  return {.shape = plan.shape,
+          .query = pointer(query),
+          .key = pointer(key),
+          .value = pointer(value),
+          .query_strides = strides_of(query),
+          .key_strides = strides_of(key),
+          .value_strides = strides_of(value)};
+}
+
+std::int64_t padded(std::int64_t count) {
+  return static_cast<std::int64_t>(kernels::Padded(static_cast<std::size_t>(count)));
+}
+
+/// The packed keys and the memory they lie in.
+template <class T>
+struct Packed {
+  kernels::PackedKeys<T> keys;
+  std::vector<at::Tensor> memory;
+};
+
+template <class T>
+Packed<T> packed_memory(const Plan& plan, bool backward) {
+  Packed<T> packed;
+  const std::int64_t rows = plan.keys_of_all() * plan.panel;
+  const auto take = [&](std::int64_t count, at::ScalarType dtype) {
+    return packed.memory.emplace_back(at::empty({count + 64}, at::TensorOptions(dtype)));
+  };
+  constexpr auto kType = std::is_same_v<T, double> ? at::kDouble : at::kFloat;
+  const auto numbers = [&](std::int64_t count) {
+    return take(count, kType).template mutable_data_ptr<T>();
+  };
+  packed.keys.keys = numbers(rows * kernels::attention_depth(plan.shape.dim));
+  if (backward) {
+    packed.keys.key_rows = numbers(rows * padded(plan.shape.dim));
+    packed.keys.values = numbers(rows * kernels::attention_depth(plan.shape.value_dim));
+  } else {
+    packed.keys.value_rows = numbers(rows * padded(plan.shape.value_dim));
+  }
+  packed.keys.keep = take(rows, at::kByte).template mutable_data_ptr<std::uint8_t>();
+  packed.keys.finite =
+      take(plan.keys_of_all(), at::kByte).template mutable_data_ptr<std::uint8_t>();
+  return packed;
+}
+
+/// body(begin, end, workspace) over `count` items of about `cost` steps.
+template <class Body>
+void over(const Plan& plan, std::int64_t count, std::int64_t cost, const Body& body) {
+  const std::size_t bytes = kernels::block_sparse_attention_workspace_bytes(plan.shape);
+  parallel_rows(count, cost, [&](std::int64_t begin, std::int64_t end) {
+    const auto workspace = std::make_unique_for_overwrite<std::byte[]>(bytes);
+    body(begin, end, workspace.get());
+  });
+}
+
+template <class Operands, class T>
+void pack(const Plan& plan, const Operands& in, const Packed<T>& packed) {
+  const std::int64_t cost = plan.panel * (plan.shape.dim + plan.shape.value_dim);
+  over(plan, plan.keys_of_all(), cost, [&](std::int64_t begin, std::int64_t end, std::byte* bytes) {
+    kernels::block_sparse_attention_pack(in, begin, end, packed.keys, bytes);
+  });
+}
+
+/// Steps of a query tile: a guess that is right for dense rows and generous for others.
+std::int64_t tile_cost(const Plan& plan) {
+  return plan.shape.tile_rows * 64 * (plan.shape.dim + plan.shape.value_dim) / 8;
+}
+
+std::tuple<at::Tensor, at::Tensor> forward_cpu(
+    const at::Tensor& query_, const at::Tensor& key_, const at::Tensor& value_,
+    const std::optional<at::Tensor>& layout, const std::optional<at::Tensor>& key_mask,
+    const std::optional<at::Tensor>& mask, std::int64_t block_size, bool causal,
+    std::optional<std::int64_t> window, std::int64_t stride, std::int64_t prefix,
+    std::optional<double> scale) {
+  const auto problem =
+      block_sparse_attention_problem(query_, key_, value_, layout, key_mask, mask, block_size,
+                                     causal, window, stride, prefix, scale);
+  Plan plan = make_plan(problem, layout, key_mask, mask);
+  point(plan);
+  const at::Tensor query = with_contiguous_rows(query_), key = with_contiguous_rows(key_),
+                   value = with_contiguous_rows(value_);
+  const auto& shape = plan.shape;
+  const at::Tensor output =
+      at::empty({shape.batch, shape.heads, shape.queries, shape.value_dim}, query.options());
+  const at::Tensor lse =
+      at::empty({shape.batch, shape.heads, shape.queries}, query.options().dtype(problem.compute));
+  AT_DISPATCH_FLOATING_TYPES_AND2(
+      at::kHalf, at::kBFloat16, query.scalar_type(), "weir::block_sparse_attention", [&] {
+        using T = Compute<scalar_t>;
+        const auto in = operands<scalar_t>(plan, query, key, value);
+        const Packed<T> packed = packed_memory<T>(plan, false);
+        pack(plan, in, packed);
+        const kernels::BlockSparseAttentionForward<Value<scalar_t>, T> args = {
+            .in = in,
+            .packed = packed.keys,
+            .output = reinterpret_cast<Value<scalar_t>*>(output.mutable_data_ptr<scalar_t>()),
+            .lse = lse.mutable_data_ptr<T>()};
+        over(plan, shape.batch * shape.heads * shape.tiles, tile_cost(plan),
+             [&](std::int64_t begin, std::int64_t end, std::byte* workspace) {
+               kernels::block_sparse_attention_forward(args, begin, end, workspace);
+             });
+      });
+  return {output, lse};
+}
+
+std::tuple<at::Tensor, at::Tensor, at::Tensor> backward_cpu(
+    const at::Tensor& grad, const at::Tensor& query_, const at::Tensor& key_,
+    const at::Tensor& value_, const at::Tensor& output, const at::Tensor& lse,
+    const std::optional<at::Tensor>& layout, const std::optional<at::Tensor>& key_mask,
+    const std::optional<at::Tensor>& mask, std::int64_t block_size, bool causal,
+    std::optional<std::int64_t> window, std::int64_t stride, std::int64_t prefix,
+    std::optional<double> scale) {
+  const auto problem =
+      block_sparse_attention_problem(query_, key_, value_, layout, key_mask, mask, block_size,
+                                     causal, window, stride, prefix, scale);
+  Plan plan = make_plan(problem, layout, key_mask, mask);
+  point(plan);
+  const at::Tensor query = with_contiguous_rows(query_), key = with_contiguous_rows(key_),
+                   value = with_contiguous_rows(value_);
+  const at::Tensor upstream = grad.contiguous(), saved = output.contiguous(),
+                   sums = lse.contiguous();
+  const auto& shape = plan.shape;
+  const at::Tensor grad_query = at::empty(query.sizes(), query.options()),
+                   grad_key = at::empty(key.sizes(), key.options()),
+                   grad_value = at::empty(value.sizes(), value.options());
+  const std::int64_t rows = plan.keys_of_all() * plan.panel;
+  const auto zeros = [&](std::int64_t columns) {
+    return at::zeros({rows, padded(columns)}, query.options().dtype(problem.compute));
+  };
+  const at::Tensor key_sums = zeros(shape.dim), value_sums = zeros(shape.value_dim);
+  AT_DISPATCH_FLOATING_TYPES_AND2(
+      at::kHalf, at::kBFloat16, query.scalar_type(), "weir::block_sparse_attention", [&] {
+        using T = Compute<scalar_t>;
+        const auto pointer = [](const at::Tensor& tensor) {
+          return reinterpret_cast<Value<scalar_t>*>(tensor.data_ptr<scalar_t>());
+        };
+        const auto in = operands<scalar_t>(plan, query, key, value);
+        const Packed<T> packed = packed_memory<T>(plan, true);
+        pack(plan, in, packed);
+        const kernels::BlockSparseAttentionBackward<Value<scalar_t>, T> args = {
+            .in = in,
+            .packed = packed.keys,
+            .grad = pointer(upstream),
+            .output = pointer(saved),
+            .lse = sums.const_data_ptr<T>(),
+            .key_sums = key_sums.mutable_data_ptr<T>(),
+            .value_sums = value_sums.mutable_data_ptr<T>(),
+            .grad_query = pointer(grad_query),
+            .grad_key = pointer(grad_key),
+            .grad_value = pointer(grad_value)};
+        const std::int64_t tiles =
+            ceil_div(shape.tiles, std::max<std::int64_t>(1, shape.segment_count));
+        over(plan, shape.batch * shape.kv_heads * shape.segment_count, tiles * tile_cost(plan),
+             [&](std::int64_t begin, std::int64_t end, std::byte* workspace) {
+               kernels::block_sparse_attention_backward(args, begin, end, workspace);
+             });
+      });
+  return {grad_query, grad_key, grad_value};
+}
+
+TORCH_LIBRARY_IMPL(weir, CPU, m) {
+  m.impl("_block_sparse_attention", forward_cpu);
+  m.impl("_block_sparse_attention_backward", backward_cpu);
+}
+
+}  // namespace
+}  // namespace weir::ops

@@ -1,0 +1,150 @@
+// SPDX-License-Identifier: Apache-2.0
+// Every message of block_sparse_attention, on CPU and on Meta: the checks stand behind the
+// dispatcher.
+#include <gtest/gtest.h>
+#include <torch/torch.h>
+
+#include <cmath>
+
+#include "weir/ops/block_sparse_attention.h"
+
+namespace weir::tests {
+namespace {
+
+using ops::block_sparse_attention;
+using ops::BlockSparseAttentionOptions;
+using torch::Tensor;
+using Shape = std::vector<std::int64_t>;
+
+template <class Call>
+std::string message_of(const Call& call) {
+  try {
+    call();
+  } catch (const c10::Error& error) {
+    return error.what_without_backtrace();
+  }
+  return "no error";
+}
+
+struct Bad {
+  std::string words;
+  Shape query = {2, 4, 40, 8}, key = {2, 2, 70, 8}, value = {2, 2, 70, 6};
+  torch::Dtype dtype = torch::kFloat, key_dtype = torch::kFloat, value_dtype = torch::kFloat;
+  Shape layout = {2, 3}, key_mask = {2, 70}, mask = {40, 70};
+  torch::Dtype layout_dtype = torch::kBool, key_mask_dtype = torch::kBool,
+               mask_dtype = torch::kBool;
+  BlockSparseAttentionOptions options = {};
+};
+
+void PrintTo(const Bad& bad, std::ostream* out) { *out << bad.words; }
+
+class BlockSparseAttentionErrors : public ::testing::TestWithParam<Bad> {};
+
+TEST_P(BlockSparseAttentionErrors, SayWhatWasExpectedAndFound) {
+  const Bad& bad = GetParam();
+  for (const torch::Device device : {torch::Device(torch::kCPU), torch::Device(torch::kMeta)}) {
+    const auto zeros = [&](const Shape& shape, torch::Dtype dtype) {
+      return torch::zeros(shape, torch::dtype(dtype).device(device));
+    };
+    EXPECT_EQ(
+        message_of([&] {
+          block_sparse_attention(zeros(bad.query, bad.dtype), zeros(bad.key, bad.key_dtype),
+                                 zeros(bad.value, bad.value_dtype),
+                                 {.layout = zeros(bad.layout, bad.layout_dtype),
+                                  .key_mask = zeros(bad.key_mask, bad.key_mask_dtype),
+                                  .mask = zeros(bad.mask, bad.mask_dtype)},
+                                 bad.options);
+        }),
+        bad.words.empty() ? "no error" : "weir::block_sparse_attention: expected " + bad.words);
+  }
+}
+
+INSTANTIATE_TEST_SUITE_P(
+    Options, BlockSparseAttentionErrors,
+    ::testing::Values(
+        Bad{.words = ""},
+        Bad{.words = "`block_size` to lie in [1, 128], but got 0.", .options = {.block_size = 0}},
+        Bad{.words = "`block_size` to lie in [1, 128], but got 129.",
+            .options = {.block_size = 129}},
+        Bad{.words = "`window` to be at least 1, but got 0.", .options = {.window = 0}},
+        Bad{.words = "`stride` to be at least 1, but got 0.", .options = {.stride = 0}},
+        Bad{.words = "`prefix` to be at least 0, but got -1.", .options = {.prefix = -1}},
+        Bad{.words = "`scale` to be finite, but got nan.", .options = {.scale = NAN}},
+        Bad{.words = "`scale` to be finite, but got inf.", .options = {.scale = INFINITY}}));
+
+INSTANTIATE_TEST_SUITE_P(
+    Operands, BlockSparseAttentionErrors,
+    ::testing::Values(
+        Bad{.words = "`query` to have shape (batch, heads, n, dim), but got [4, 40, 8].",
+            .query = {4, 40, 8}},
+        Bad{.words = "`key` to have shape (batch, kv_heads, m, dim), but got [8].", .key = {8}},
+        Bad{.words = "`value` to have shape (batch, kv_heads, m, value_dim), but got [2, 70, 6].",
+            .value = {2, 70, 6}},
+        Bad{.words = "`query` to be floating point, but got Long.", .dtype = torch::kLong},
+        Bad{.words = "`key` to have the dtype of `query`, Float, but got Double.",
+            .key_dtype = torch::kDouble},
+        Bad{.words = "`value` to have the dtype of `query`, Float, but got BFloat16.",
+            .value_dtype = torch::kBFloat16},
+        Bad{.words = "the last dimension of `query` to be at least 1, but got [2, 4, 40, 0].",
+            .query = {2, 4, 40, 0}},
+        Bad{.words = "`key` to have batch 2 and dim 8 like `query`, but got [1, 2, 70, 8].",
+            .key = {1, 2, 70, 8}},
+        Bad{.words = "`key` to have batch 2 and dim 8 like `query`, but got [2, 2, 70, 9].",
+            .key = {2, 2, 70, 9}},
+        Bad{.words = "the heads of `key` to divide those of `query`, 4, but got 3.",
+            .key = {2, 3, 70, 8}},
+        Bad{.words = "the heads of `key` to divide those of `query`, 4, but got 0.",
+            .key = {2, 0, 70, 8}},
+        Bad{.words = "`value` to have shape [2, 2, 70] like `key` in its first 3 dimensions, but "
+                     "got [2, 2, 71, 6].",
+            .value = {2, 2, 71, 6}}));
+
+INSTANTIATE_TEST_SUITE_P(
+    Masks, BlockSparseAttentionErrors,
+    ::testing::Values(
+        Bad{.words = "", .layout = {4, 2, 3}},
+        Bad{.words = "`layout` to be bool (true = keep), but got Float.",
+            .layout_dtype = torch::kFloat},
+        Bad{.words = "`layout` to have shape [2, 3] or [4, 2, 3] for blocks of 32, but got "
+                     "[2, 2, 3].",
+            .layout = {2, 2, 3}},
+        Bad{.words = "`layout` to have shape [3, 5] or [4, 3, 5] for blocks of 16, but got "
+                     "[2, 3].",
+            .options = {.block_size = 16}},
+        Bad{.words = "`key_mask` to be bool (true = keep), but got Long.",
+            .key_mask_dtype = torch::kLong},
+        Bad{.words = "`key_mask` to have shape [2, 70], but got [70].", .key_mask = {70}},
+        Bad{.words = "`mask` to be bool (true = keep), but got Float.",
+            .mask_dtype = torch::kFloat},
+        Bad{.words = "`mask` to broadcast to [2, 4, 40, 70], but got [2, 40, 70].",
+            .mask = {2, 40, 70}},
+        Bad{.words = "`mask` to broadcast to [2, 4, 40, 70], but got [1, 2, 4, 40, 70].",
+            .mask = {1, 2, 4, 40, 70}}));
+
+TEST(BlockSparseAttentionErrors, DevicesMustAgree) {
+  const Tensor x = torch::zeros({1, 1, 3, 2}), far = x.to(torch::kMeta);
+  const auto on_meta = [](const Shape& shape) {
+    return torch::ones(shape, torch::dtype(torch::kBool).device(torch::kMeta));
+  };
+  const auto expected = [](const std::string& name) {
+    return "weir::block_sparse_attention: expected `" + name +
+           "` on the device of `query`, cpu, but got meta.";
+  };
+  EXPECT_EQ(message_of([&] { block_sparse_attention(x, far, x); }), expected("key"));
+  EXPECT_EQ(message_of([&] { block_sparse_attention(x, x, far); }), expected("value"));
+  EXPECT_EQ(message_of([&] {
+              block_sparse_attention(x, x, x, {.layout = on_meta({1, 1})});
+            }),
+            expected("layout"));
+  EXPECT_EQ(message_of([&] {
+              block_sparse_attention(x, x, x, {.key_mask = on_meta({1, 3})});
+            }),
+            expected("key_mask"));
+  EXPECT_EQ(message_of([&] {
+              block_sparse_attention(x, x, x, {.mask = on_meta({3, 3})});
+            }),
+            expected("mask"));
+}
+
+}  // namespace
+}  // namespace weir::tests
