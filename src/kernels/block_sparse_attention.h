@@ -76,14 +76,15 @@ constexpr std::int64_t kAttentionPanel = 64 / static_cast<std::int64_t>(sizeof(T
 /// Rows of a packed panel: the features, rounded up to what a transposition takes at a time.
 constexpr std::int64_t attention_depth(std::int64_t features) { return (features + 3) / 4 * 4; }
 
-/// Keys and values in compute type T, for all (batch, kv_head). NaN and infinity at masked keys are
-/// dropped here.
+/// Keys and values in compute type T, for some (batch, kv_head). NaN and infinity at masked keys
+/// are dropped here.
 template <class T>
 struct PackedKeys {
-  T* keys = nullptr;               // panels of [depth of dim, panel]
-  T* key_rows = nullptr;           // [panels * panel, padded dim]; only for backward
-  T* values = nullptr;             // panels of [depth of value_dim, panel]; only for backward
-  T* value_rows = nullptr;         // [panels * panel, padded value_dim]; only for forward
+  std::int64_t first = 0;   // what lies here is that of (batch, kv_head) pairs from this one on
+  T* keys = nullptr;        // panels of [depth of dim, panel]
+  T* key_rows = nullptr;    // [panels * panel, padded dim]; only for backward
+  T* values = nullptr;      // panels of [depth of value_dim, panel]; only for backward
+  T* value_rows = nullptr;  // [panels * panel, padded value_dim]; only for forward
   std::uint8_t* keep = nullptr;    // [panels * panel]: inside the segment, and kept by key_mask
   std::uint8_t* finite = nullptr;  // [panels]
 };

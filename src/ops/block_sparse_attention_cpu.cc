@@ -2,8 +2,8 @@
 // block_sparse_attention on the CPU: tensors to pointers, segments and lists of active blocks,
 // tiles over threads. The work is in kernels/cpu/block_sparse_attention.cc.
 #include <ATen/Dispatch.h>
+#include <ATen/TensorOperators.h>
 #include <ATen/ops/empty.h>
-#include <ATen/ops/zeros.h>
 #include <torch/library.h>
 
 #include <algorithm>
@@ -58,7 +58,7 @@ struct Plan {
   at::Tensor key_mask, mask;
 
   std::int64_t panel = 0;
-  std::int64_t keys_of_all() const { return shape.batch * shape.kv_heads * shape.panels; }
+  std::int64_t pairs() const { return shape.batch * shape.kv_heads; }
 };
 
 /// One segment, or with a stride and no layout one per residue class: those never see each other.
@@ -165,10 +165,20 @@ struct Packed {
   std::vector<at::Tensor> memory;
 };
 
+/// How many (batch, kv_head) pairs are packed at a time: about 8 MiB of them, so that the memory is
+/// used again while it is warm. At least `least`; no result depends on it.
+std::int64_t pairs_at_a_time(const Plan& plan, std::int64_t least) {
+  constexpr std::int64_t kBytes = 8 << 20;
+  const std::int64_t width = padded(plan.shape.dim) + padded(plan.shape.value_dim);
+  const std::int64_t bytes = std::max<std::int64_t>(1, plan.shape.panels * 64 * width);
+  return std::clamp(kBytes / bytes, std::min(least, plan.pairs()),
+                    std::max<std::int64_t>(1, plan.pairs()));
+}
+
 template <class T>
-Packed<T> packed_memory(const Plan& plan, bool backward) {
+Packed<T> packed_memory(const Plan& plan, std::int64_t pairs, bool backward) {
   Packed<T> packed;
-  const std::int64_t rows = plan.keys_of_all() * plan.panel;
+  const std::int64_t panels = pairs * plan.shape.panels, rows = panels * plan.panel;
   const auto take = [&](std::int64_t count, at::ScalarType dtype) {
     return packed.memory.emplace_back(at::empty({count + 64}, at::TensorOptions(dtype)));
   };
@@ -184,8 +194,7 @@ Packed<T> packed_memory(const Plan& plan, bool backward) {
     packed.keys.value_rows = numbers(rows * padded(plan.shape.value_dim));
   }
   packed.keys.keep = take(rows, at::kByte).template mutable_data_ptr<std::uint8_t>();
-  packed.keys.finite =
-      take(plan.keys_of_all(), at::kByte).template mutable_data_ptr<std::uint8_t>();
+  packed.keys.finite = take(panels, at::kByte).template mutable_data_ptr<std::uint8_t>();
   return packed;
 }
 
@@ -199,12 +208,22 @@ void over(const Plan& plan, std::int64_t count, std::int64_t cost, const Body& b
   });
 }
 
-template <class Operands, class T>
-void pack(const Plan& plan, const Operands& in, const Packed<T>& packed) {
+/// Packs `size` pairs at a time and calls body(packed, first, last) for each part of them.
+template <class T, class Operands, class Body>
+void for_parts(const Plan& plan, const Operands& in, Packed<T>& packed, std::int64_t size,
+               const Body& body) {
   const std::int64_t cost = plan.panel * (plan.shape.dim + plan.shape.value_dim);
-  over(plan, plan.keys_of_all(), cost, [&](std::int64_t begin, std::int64_t end, std::byte* bytes) {
-    kernels::block_sparse_attention_pack(in, begin, end, packed.keys, bytes);
-  });
+  for (std::int64_t first = 0; first < plan.pairs(); first += size) {
+    const std::int64_t last = std::min(first + size, plan.pairs());
+    packed.keys.first = first;
+    over(plan, (last - first) * plan.shape.panels, cost,
+         [&](std::int64_t begin, std::int64_t end, std::byte* workspace) {
+           const std::int64_t shift = first * plan.shape.panels;
+           kernels::block_sparse_attention_pack(in, begin + shift, end + shift, packed.keys,
+                                                workspace);
+         });
+    body(first, last);
+  }
 }
 
 /// Steps of a query tile: a guess that is right for dense rows and generous for others.
@@ -234,17 +253,21 @@ std::tuple<at::Tensor, at::Tensor> forward_cpu(
       at::kHalf, at::kBFloat16, query.scalar_type(), "weir::block_sparse_attention", [&] {
         using T = Compute<scalar_t>;
         const auto in = operands<scalar_t>(plan, query, key, value);
-        const Packed<T> packed = packed_memory<T>(plan, false);
-        pack(plan, in, packed);
-        const kernels::BlockSparseAttentionForward<Value<scalar_t>, T> args = {
-            .in = in,
-            .packed = packed.keys,
-            .output = reinterpret_cast<Value<scalar_t>*>(output.mutable_data_ptr<scalar_t>()),
-            .lse = lse.mutable_data_ptr<T>()};
-        over(plan, shape.batch * shape.heads * shape.tiles, tile_cost(plan),
-             [&](std::int64_t begin, std::int64_t end, std::byte* workspace) {
-               kernels::block_sparse_attention_forward(args, begin, end, workspace);
-             });
+        const std::int64_t size = pairs_at_a_time(plan, 1);
+        Packed<T> packed = packed_memory<T>(plan, size, false);
+        for_parts(plan, in, packed, size, [&](std::int64_t first, std::int64_t last) {
+          const kernels::BlockSparseAttentionForward<Value<scalar_t>, T> args = {
+              .in = in,
+              .packed = packed.keys,
+              .output = reinterpret_cast<Value<scalar_t>*>(output.mutable_data_ptr<scalar_t>()),
+              .lse = lse.mutable_data_ptr<T>()};
+          const std::int64_t tiles = shape.heads / shape.kv_heads * shape.tiles;  // of a pair
+          over(plan, (last - first) * tiles, tile_cost(plan),
+               [&](std::int64_t begin, std::int64_t end, std::byte* workspace) {
+                 kernels::block_sparse_attention_forward(args, first * tiles + begin,
+                                                         first * tiles + end, workspace);
+               });
+        });
       });
   return {output, lse};
 }
@@ -269,11 +292,6 @@ std::tuple<at::Tensor, at::Tensor, at::Tensor> backward_cpu(
   const at::Tensor grad_query = at::empty(query.sizes(), query.options()),
                    grad_key = at::empty(key.sizes(), key.options()),
                    grad_value = at::empty(value.sizes(), value.options());
-  const std::int64_t rows = plan.keys_of_all() * plan.panel;
-  const auto zeros = [&](std::int64_t columns) {
-    return at::zeros({rows, padded(columns)}, query.options().dtype(problem.compute));
-  };
-  const at::Tensor key_sums = zeros(shape.dim), value_sums = zeros(shape.value_dim);
   AT_DISPATCH_FLOATING_TYPES_AND2(
       at::kHalf, at::kBFloat16, query.scalar_type(), "weir::block_sparse_attention", [&] {
         using T = Compute<scalar_t>;
@@ -281,25 +299,35 @@ std::tuple<at::Tensor, at::Tensor, at::Tensor> backward_cpu(
           return reinterpret_cast<Value<scalar_t>*>(tensor.data_ptr<scalar_t>());
         };
         const auto in = operands<scalar_t>(plan, query, key, value);
-        const Packed<T> packed = packed_memory<T>(plan, true);
-        pack(plan, in, packed);
-        const kernels::BlockSparseAttentionBackward<Value<scalar_t>, T> args = {
-            .in = in,
-            .packed = packed.keys,
-            .grad = pointer(upstream),
-            .output = pointer(saved),
-            .lse = sums.const_data_ptr<T>(),
-            .key_sums = key_sums.mutable_data_ptr<T>(),
-            .value_sums = value_sums.mutable_data_ptr<T>(),
-            .grad_query = pointer(grad_query),
-            .grad_key = pointer(grad_key),
-            .grad_value = pointer(grad_value)};
-        const std::int64_t tiles =
-            ceil_div(shape.tiles, std::max<std::int64_t>(1, shape.segment_count));
-        over(plan, shape.batch * shape.kv_heads * shape.segment_count, tiles * tile_cost(plan),
-             [&](std::int64_t begin, std::int64_t end, std::byte* workspace) {
-               kernels::block_sparse_attention_backward(args, begin, end, workspace);
-             });
+        // One thread sums the gradients of a pair's segment: enough pairs for all of them.
+        const std::int64_t threads = ceil_div(thread_count(), shape.segment_count);
+        const std::int64_t size = ceil_div(pairs_at_a_time(plan, threads), threads) * threads;
+        Packed<T> packed = packed_memory<T>(plan, size, true);
+        const auto sums_of = [&](std::int64_t columns) {
+          return at::empty({size * shape.panels * plan.panel, padded(columns)},
+                           query.options().dtype(problem.compute));
+        };
+        at::Tensor key_sums = sums_of(shape.dim), value_sums = sums_of(shape.value_dim);
+        for_parts(plan, in, packed, size, [&](std::int64_t first, std::int64_t last) {
+          key_sums.zero_(), value_sums.zero_();
+          const kernels::BlockSparseAttentionBackward<Value<scalar_t>, T> args = {
+              .in = in,
+              .packed = packed.keys,
+              .grad = pointer(upstream),
+              .output = pointer(saved),
+              .lse = sums.const_data_ptr<T>(),
+              .key_sums = key_sums.mutable_data_ptr<T>(),
+              .value_sums = value_sums.mutable_data_ptr<T>(),
+              .grad_query = pointer(grad_query),
+              .grad_key = pointer(grad_key),
+              .grad_value = pointer(grad_value)};
+          const std::int64_t segments = shape.segment_count;
+          over(plan, (last - first) * segments, ceil_div(shape.tiles, segments) * tile_cost(plan),
+               [&](std::int64_t begin, std::int64_t end, std::byte* workspace) {
+                 kernels::block_sparse_attention_backward(args, first * segments + begin,
+                                                          first * segments + end, workspace);
+               });
+        });
       });
   return {grad_query, grad_key, grad_value};
 }

@@ -15,4 +15,6 @@ void parallel_rows(std::int64_t rows, std::int64_t row_cost,
   at::parallel_for(0, rows, grain, body);
 }
 
+std::int64_t thread_count() { return at::get_num_threads(); }
+
 }  // namespace weir::ops

@@ -13,4 +13,8 @@ namespace weir::ops {
 void parallel_rows(std::int64_t rows, std::int64_t row_cost,
                    const std::function<void(std::int64_t begin, std::int64_t end)>& body);
 
+/// Threads that `parallel_rows` may use. For the size of temporary memory; results must not depend
+/// on it.
+std::int64_t thread_count();
+
 }  // namespace weir::ops

@@ -38,7 +38,7 @@ template <class T>
 HWY_INLINE PackedKeys<T> Advance(const BlockSparseAttentionShape& shape, PackedKeys<T> packed,
                                  std::int64_t kv_index, std::int64_t panel) {
   constexpr std::int64_t kWidth = kAttentionPanel<T>;
-  const std::int64_t at = kv_index * shape.panels + panel;
+  const std::int64_t at = (kv_index - packed.first) * shape.panels + panel;
   const auto padded = [](std::int64_t count) {
     return static_cast<std::int64_t>(Padded(static_cast<std::size_t>(count)));
   };

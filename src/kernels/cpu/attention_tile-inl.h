@@ -407,8 +407,8 @@ HWY_INLINE void StoreKeyGradients(const BlockSparseAttentionBackward<Value, T>& 
   const auto dim = static_cast<std::size_t>(shape.dim),
              value_dim = static_cast<std::size_t>(shape.value_dim);
   const std::int64_t kv_index = batch * shape.kv_heads + kv_head;
-  const auto first =
-      static_cast<std::size_t>((kv_index * shape.panels + segment.key_panel) * kAttentionPanel<T>);
+  const auto first = static_cast<std::size_t>(
+      ((kv_index - args.packed.first) * shape.panels + segment.key_panel) * kAttentionPanel<T>);
   for (std::int64_t j = 0; j < segment.keys; ++j) {
     const std::int64_t key = kv_index * shape.keys + segment.key_first + j * segment.step;
     const std::size_t row = first + static_cast<std::size_t>(j);

@@ -80,7 +80,7 @@ HWY_INLINE void BackwardTile(const BlockSparseAttentionBackward<Value, T>& args,
   LoadUpstream(args, at, value_columns, tile);
   std::fill(tile.query_sums, tile.query_sums + rows * columns, T(0));
   const PackedKeys<T> keys = KeysOf(shape, args.packed, at);
-  const std::int64_t kv = at.kv_index * shape.panels * kAttentionPanel<T>;
+  const std::int64_t kv = (at.kv_index - args.packed.first) * shape.panels * kAttentionPanel<T>;
   T* key_sums = args.key_sums + (kv + at.segment->key_panel *
                                           kAttentionPanel<T>)*static_cast<std::int64_t>(columns);
   T* value_sums =
