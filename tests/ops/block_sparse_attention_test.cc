@@ -36,7 +36,7 @@ TEST_P(BlockSparseAttentionRandom, NarrowerTypesEqualTheTextbook) {
   }
 }
 
-INSTANTIATE_TEST_SUITE_P(Seeds, BlockSparseAttentionRandom, ::testing::Range(0u, 4u));
+INSTANTIATE_TEST_SUITE_P(Seeds, BlockSparseAttentionRandom, ::testing::Range(0u, 7u));
 
 TEST(BlockSparseAttention, LongSequences) {
   for (const auto dtype : {torch::kDouble, torch::kFloat}) {

@@ -41,6 +41,41 @@ class Opcheck(unittest.TestCase):
             torch.library.opcheck(weir.topk.default, (scores, 3), dict(mask=mask, eps=1.0))
 
 
+def attention_samples(dtype=torch.float32, n=7, m=9):
+    """Arguments of _block_sparse_attention: plain, causal, windows, strides, layouts, masks, grouped heads."""
+    query, key, value = torch.randn(2, 4, n, 5, dtype=dtype), torch.randn(2, 2, m, 5, dtype=dtype), torch.randn(2, 2, m, 3, dtype=dtype)
+    layout, key_mask, mask = torch.rand(4, 2, 3) < 0.7, torch.rand(2, m) < 0.8, torch.rand(4, n, m) < 0.8
+    for masks in ((None, None, None), (layout[0], None, None), (layout, key_mask, None), (None, key_mask, mask)):
+        for causal, window, stride, prefix in ((False, None, 1, 0), (True, 4, 1, 2), (True, None, 2, 0)):
+            tensors = [x.clone().requires_grad_() for x in (query, key, value)]
+            yield (*tensors, *masks, 4, causal, window, stride, prefix, None)
+
+
+class BlockSparseAttention(unittest.TestCase):
+    def test_opcheck(self):
+        names = ["layout", "key_mask", "mask", "block_size", "causal", "window", "stride", "prefix", "scale"]
+        for args in attention_samples():
+            with self.subTest(args=args[6:], masks=[x is not None for x in args[3:6]]):
+                torch.library.opcheck(weir._block_sparse_attention.default, args)
+                keywords = dict(zip(names, args[3:]))
+                torch.library.opcheck(weir.block_sparse_attention.default, args[:3], keywords)
+                torch.library.opcheck(weir.block_sparse_attention_with_lse.default, args[:3], keywords)
+
+    def test_derivatives(self):
+        for args in attention_samples(torch.float64, n=3, m=5):
+            args = (*args[:3], None, None, None, *args[6:])
+            run = lambda q, k, v: weir._block_sparse_attention(q, k, v, *args[3:])[0]
+            self.assertTrue(torch.autograd.gradcheck(run, args[:3]))
+            self.assertTrue(torch.autograd.gradgradcheck(run, args[:3]))
+
+    def test_one_graph(self):
+        torch._dynamo.reset()
+        f = torch.compile(lambda q: weir.block_sparse_attention(q, q, q, causal=True, scale=0.5), fullgraph=True, backend="aot_eager", dynamic=True)
+        for n in (5, 8, 13):
+            q = torch.randn(1, 2, n, 4, requires_grad=True)
+            torch.testing.assert_close(f(q), weir.block_sparse_attention(q, q, q, causal=True, scale=0.5))
+
+
 class Gradcheck(unittest.TestCase):
     def test_first_and_second_derivatives(self):
         torch.manual_seed(0)
