@@ -25,6 +25,7 @@ void set_up(CLI::App& program, Session& session) {
   add_train(program, session);
   add_generate(program, session);
   add_eval(program, session);
+  add_inspect(program, session);
   add_doctor(program, session);
   // Last, or the verbs would inherit it.
   program.footer(

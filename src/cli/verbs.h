@@ -17,6 +17,7 @@ struct Session {
 void add_train(CLI::App& program, Session& session);
 void add_generate(CLI::App& program, Session& session);
 void add_eval(CLI::App& program, Session& session);
+void add_inspect(CLI::App& program, Session& session);
 void add_doctor(CLI::App& program, Session& session);
 
 }  // namespace weir::cli
