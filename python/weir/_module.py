@@ -226,7 +226,7 @@ def make_class(name):
     def forward(self, *args, **kwargs):
         return Module.forward(self, *args, **kwargs)
 
-    forward.__signature__ = _signature.signature([{"name": "self", "type": "tensor", "help": ""}, *inputs])
+    forward.__signature__ = _signature.signature(inputs, method=True)
     forward.__doc__ = f"{description['doc']}\n\n{_signature.arguments(inputs)}"
     body = {
         "__doc__": f"{description['doc']}\n\n{_signature.arguments(options)}",

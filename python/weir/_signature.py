@@ -15,7 +15,7 @@ _TYPES = {
 }
 
 
-def signature(rows):
+def signature(rows, method=False):
     """Required rows first, in their order: Python wants it so, and so do the published packages."""
     parameters = [
         inspect.Parameter(
@@ -27,7 +27,8 @@ def signature(rows):
         for row in rows
     ]
     parameters.sort(key=lambda parameter: parameter.default is not inspect.Parameter.empty)
-    return inspect.Signature(parameters)
+    own = [inspect.Parameter("self", inspect.Parameter.POSITIONAL_OR_KEYWORD)] if method else []
+    return inspect.Signature([*own, *parameters])
 
 
 def arguments(rows):

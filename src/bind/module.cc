@@ -12,7 +12,6 @@
 
 #include "bind/module_table.h"
 #include "config/error.h"
-#include "config/options.h"
 #include "models/state_dict.h"
 #include "weir/models/checkpoint.h"
 #include "weir/models/generate.h"
@@ -118,17 +117,8 @@ TORCH_LIBRARY_FRAGMENT(weir, m) {
   m.def("_describe_module(str name) -> str", [](const std::string& name) {
     return translated([&] { return describe_module(name).dump(); });
   });
-  m.def("_describe_generate() -> str", [] {
-    config::Json rows = config::Json::array();
-    const config::Json defaults = config::to_json(models::GenerateOptions());
-    for (const config::Field& field : config::describe<models::GenerateOptions>()) {
-      rows.push_back({{"name", field.name},
-                      {"type", field.type},
-                      {"help", field.help},
-                      {"default", defaults[field.name]}});
-    }
-    return rows.dump();
-  });
+  m.def("_describe_generate() -> str",
+        [] { return describe_options<models::GenerateOptions>().dump(); });
   m.def("_language_model_name(str kind) -> str", [](const std::string& kind) {
     return translated([&] { return language_model_name(kind); });
   });

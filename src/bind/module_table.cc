@@ -10,7 +10,6 @@
 
 #include "config/error.h"
 #include "config/nearest.h"
-#include "config/options.h"
 #include "weir/models/coordinate_descent_transformer.h"
 #include "weir/nn/coordinate_descent_attention.h"
 #include "weir/nn/coordinate_descent_feed_forward.h"
@@ -32,22 +31,6 @@ struct NoInputs {
   template <class Visitor>
   static void fields(Visitor&&) {}
 };
-
-// ---- options as a list for signatures and help
-
-bool is_required(const std::string& help) { return help.ends_with("required."); }
-
-template <class Options>
-config::Json describe_options() {
-  config::Json rows = config::Json::array();
-  const config::Json defaults = config::to_json(Options());
-  for (const config::Field& field : config::describe<Options>()) {
-    config::Json row = {{"name", field.name}, {"type", field.type}, {"help", field.help}};
-    if (!is_required(field.help)) row["default"] = defaults[field.name];
-    rows.push_back(std::move(row));
-  }
-  return rows;
-}
 
 // ---- arguments of a call
 

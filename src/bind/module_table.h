@@ -11,9 +11,11 @@
 #include <memory>
 #include <string>
 #include <string_view>
+#include <utility>
 #include <vector>
 
 #include "config/document.h"
+#include "config/options.h"
 
 namespace weir::bind {
 
@@ -25,6 +27,19 @@ struct BoundModule {
   std::function<c10::IValue(const Arguments&)> forward;
   config::Json options;  // all of them, with those that were left at their defaults
 };
+
+/// Options as rows {"name", "type", "help", "default" unless required}.
+template <class Options>
+config::Json describe_options() {
+  config::Json rows = config::Json::array();
+  const config::Json defaults = config::to_json(Options());
+  for (const config::Field& field : config::describe<Options>()) {
+    config::Json row = {{"name", field.name}, {"type", field.type}, {"help", field.help}};
+    if (!field.help.ends_with("required.")) row["default"] = defaults[field.name];
+    rows.push_back(std::move(row));
+  }
+  return rows;
+}
 
 /// A new module. Throws config::Error on an unknown name and on options that do not fit.
 BoundModule make_module(std::string_view name, const config::Json& options);

@@ -118,8 +118,8 @@ struct BlockSparseAttentionBackward {
   const Value* grad = nullptr;    // [batch, heads, queries, value_dim]
   const Value* output = nullptr;  // the same
   const T* lse = nullptr;
-  T* key_sums = nullptr;        // zeros: [batch, kv_heads, panels * panel, padded dim]
-  T* value_sums = nullptr;      // zeros: [batch, kv_heads, panels * panel, padded value_dim]
+  T* key_sums = nullptr;        // zeros: [pairs, panels * panel, padded dim], from packed.first
+  T* value_sums = nullptr;      // zeros: the same with padded value_dim
   Value* grad_query = nullptr;  // [batch, heads, queries, dim]
   Value* grad_key = nullptr;    // [batch, kv_heads, keys, dim]
   Value* grad_value = nullptr;  // [batch, kv_heads, keys, value_dim]

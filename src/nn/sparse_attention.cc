@@ -61,6 +61,16 @@ at::Tensor fixed_layout(const SparseAttentionOptions& options, std::int64_t n) {
   return own.unsqueeze(0) | (summary.unsqueeze(0) == mine.unsqueeze(1)).unsqueeze(1);
 }
 
+/// sparse_pattern of options that are checked already.
+SparsePattern pattern_of(const SparseAttentionOptions& options, std::int64_t n) {
+  SparsePattern pattern = {.layout = std::nullopt,
+                           .options = {.block_size = options.block_size, .causal = options.causal}};
+  if (options.attn_mode == "local") pattern.options.window = options.local_attn_ctx;
+  if (options.attn_mode == "strided") pattern.options.stride = *options.local_attn_ctx;
+  if (options.attn_mode == "fixed") pattern.layout = fixed_layout(options, n);
+  return pattern;
+}
+
 /// (batch, n, features) -> (batch, heads, n, features / heads)
 at::Tensor split_heads(const char* name, const at::Tensor& x, std::int64_t heads) {
   TORCH_CHECK_VALUE(x.dim() == 3 && x.size(-1) % heads == 0 && x.size(-1) > 0, "weir::", kName,
@@ -92,7 +102,7 @@ Call prepare(const at::Tensor& q, const at::Tensor& k, const at::Tensor& v,
   TORCH_CHECK_VALUE(options.attn_mode != "fixed" || q.size(1) == n, "weir::", kName,
                     ": expected `q` and `k` of equal length with `attn_mode` \"fixed\", but got ",
                     q.size(1), " and ", n, ".");
-  SparsePattern pattern = sparse_pattern(options, n);
+  SparsePattern pattern = pattern_of(options, n);
   if (pattern.layout) pattern.layout = pattern.layout->to(k.device());
   call.options = pattern.options;
   call.masks = {.layout = pattern.layout, .key_mask = inputs.key_mask, .mask = inputs.mask};
@@ -113,12 +123,7 @@ at::Tensor merge_heads(const at::Tensor& x) { return x.transpose(1, 2).flatten(2
 
 SparsePattern sparse_pattern(const SparseAttentionOptions& options, std::int64_t n) {
   check(options);
-  SparsePattern pattern = {.layout = std::nullopt,
-                           .options = {.block_size = options.block_size, .causal = options.causal}};
-  if (options.attn_mode == "local") pattern.options.window = options.local_attn_ctx;
-  if (options.attn_mode == "strided") pattern.options.stride = *options.local_attn_ctx;
-  if (options.attn_mode == "fixed") pattern.layout = fixed_layout(options, n);
-  return pattern;
+  return pattern_of(options, n);
 }
 
 at::Tensor blocksparse_attention_impl(const at::Tensor& q, const at::Tensor& k, const at::Tensor& v,

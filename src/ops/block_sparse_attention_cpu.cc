@@ -7,21 +7,17 @@
 #include <torch/library.h>
 
 #include <algorithm>
-#include <memory>
 #include <type_traits>
 
 #include "kernels/block_sparse_attention.h"
 #include "kernels/scratch.h"
 #include "ops/block_sparse_attention.h"
+#include "ops/kernel_value.h"
 #include "ops/parallel.h"
 
 namespace weir::ops {
 namespace {
 
-template <class Scalar>
-using Value = std::conditional_t<
-    std::is_same_v<Scalar, at::BFloat16>, kernels::BFloat16,
-    std::conditional_t<std::is_same_v<Scalar, at::Half>, kernels::Float16, Scalar>>;
 template <class Scalar>
 using Compute = std::conditional_t<std::is_same_v<Scalar, double>, double, float>;
 
@@ -50,7 +46,7 @@ ActiveBlocks active_blocks(const at::Tensor& layout) {
   return active;
 }
 
-/// What the kernel reads, and what keeps it alive.
+/// What the kernel reads, and what keeps it alive: memory that stays where it is when a plan moves.
 struct Plan {
   kernels::BlockSparseAttentionShape shape;
   std::vector<kernels::AttentionSegment> segments;
@@ -86,6 +82,23 @@ void cut_segments(const BlockSparseAttentionProblem& problem, bool has_layout, P
   }
 }
 
+void point_to_masks(const std::optional<at::Tensor>& key_mask,
+                    const std::optional<at::Tensor>& mask, Plan& plan) {
+  auto& shape = plan.shape;
+  const auto bytes = [](const at::Tensor& tensor) {
+    return reinterpret_cast<const std::uint8_t*>(tensor.const_data_ptr<bool>());
+  };
+  if (key_mask) {
+    plan.key_mask = key_mask->contiguous();
+    shape.key_mask = bytes(plan.key_mask);
+  }
+  if (!mask) return;
+  plan.mask = mask->expand({shape.batch, shape.heads, shape.queries, shape.keys});
+  shape.mask = bytes(plan.mask);
+  shape.mask_batch = plan.mask.stride(0), shape.mask_head = plan.mask.stride(1);
+  shape.mask_query = plan.mask.stride(2), shape.mask_key = plan.mask.stride(3);
+}
+
 Plan make_plan(const BlockSparseAttentionProblem& problem, const std::optional<at::Tensor>& layout,
                const std::optional<at::Tensor>& key_mask, const std::optional<at::Tensor>& mask) {
   Plan plan;
@@ -108,25 +121,11 @@ Plan make_plan(const BlockSparseAttentionProblem& problem, const std::optional<a
     shape.layout_heads = layout->dim() == 2 ? 1 : shape.heads;
     shape.block_rows = layout->size(-2);
   }
-  if (key_mask) plan.key_mask = key_mask->contiguous();
-  if (mask) plan.mask = mask->expand({shape.batch, shape.heads, shape.queries, shape.keys});
-  return plan;
-}
-
-/// Pointers, once the plan stands where it stays.
-void point(Plan& plan) {
-  auto& shape = plan.shape;
-  const auto bytes = [](const at::Tensor& mask) {
-    return reinterpret_cast<const std::uint8_t*>(mask.const_data_ptr<bool>());
-  };
   shape.segments = plan.segments.data();
   shape.segment_count = static_cast<std::int64_t>(plan.segments.size());
   shape.layout = {plan.active.first.data(), plan.active.columns.data()};
-  if (plan.key_mask.defined()) shape.key_mask = bytes(plan.key_mask);
-  if (!plan.mask.defined()) return;
-  shape.mask = bytes(plan.mask);
-  shape.mask_batch = plan.mask.stride(0), shape.mask_head = plan.mask.stride(1);
-  shape.mask_query = plan.mask.stride(2), shape.mask_key = plan.mask.stride(3);
+  point_to_masks(key_mask, mask, plan);
+  return plan;
 }
 
 at::Tensor with_contiguous_rows(const at::Tensor& tensor) {
@@ -202,10 +201,7 @@ Packed<T> packed_memory(const Plan& plan, std::int64_t pairs, bool backward) {
 template <class Body>
 void over(const Plan& plan, std::int64_t count, std::int64_t cost, const Body& body) {
   const std::size_t bytes = kernels::block_sparse_attention_workspace_bytes(plan.shape);
-  parallel_rows(count, cost, [&](std::int64_t begin, std::int64_t end) {
-    const auto workspace = std::make_unique_for_overwrite<std::byte[]>(bytes);
-    body(begin, end, workspace.get());
-  });
+  parallel_rows(count, cost, bytes, body);
 }
 
 /// Packs `size` pairs at a time and calls body(packed, first, last) for each part of them.
@@ -240,8 +236,7 @@ std::tuple<at::Tensor, at::Tensor> forward_cpu(
   const auto problem =
       block_sparse_attention_problem(query_, key_, value_, layout, key_mask, mask, block_size,
                                      causal, window, stride, prefix, scale);
-  Plan plan = make_plan(problem, layout, key_mask, mask);
-  point(plan);
+  const Plan plan = make_plan(problem, layout, key_mask, mask);
   const at::Tensor query = with_contiguous_rows(query_), key = with_contiguous_rows(key_),
                    value = with_contiguous_rows(value_);
   const auto& shape = plan.shape;
@@ -282,8 +277,7 @@ std::tuple<at::Tensor, at::Tensor, at::Tensor> backward_cpu(
   const auto problem =
       block_sparse_attention_problem(query_, key_, value_, layout, key_mask, mask, block_size,
                                      causal, window, stride, prefix, scale);
-  Plan plan = make_plan(problem, layout, key_mask, mask);
-  point(plan);
+  const Plan plan = make_plan(problem, layout, key_mask, mask);
   const at::Tensor query = with_contiguous_rows(query_), key = with_contiguous_rows(key_),
                    value = with_contiguous_rows(value_);
   const at::Tensor upstream = grad.contiguous(), saved = output.contiguous(),

@@ -6,20 +6,13 @@
 #include <ATen/ops/empty_like.h>
 #include <torch/library.h>
 
-#include <memory>
-#include <type_traits>
-
 #include "kernels/coordinate_descent.h"
 #include "ops/coordinate_descent.h"
+#include "ops/kernel_value.h"
 #include "ops/parallel.h"
 
 namespace weir::ops {
 namespace {
-
-template <class Scalar>
-using Value = std::conditional_t<
-    std::is_same_v<Scalar, at::BFloat16>, kernels::BFloat16,
-    std::conditional_t<std::is_same_v<Scalar, at::Half>, kernels::Float16, Scalar>>;
 
 /// The operands as the kernel wants them, kept alive while it runs.
 struct Operands {
@@ -105,10 +98,7 @@ template <class Body>
 void over_rows(const Operands& operands, const Body& body) {
   const std::size_t bytes =
       kernels::coordinate_descent_workspace_bytes(operands.cols, operands.n_iters());
-  parallel_rows(operands.rows, operands.row_cost(), [&](std::int64_t begin, std::int64_t end) {
-    const auto workspace = std::make_unique_for_overwrite<std::byte[]>(bytes);
-    body(begin, end, workspace.get());
-  });
+  parallel_rows(operands.rows, operands.row_cost(), bytes, body);
 }
 
 std::tuple<at::Tensor, at::Tensor> forward_cpu(const at::Tensor& scores, const at::Tensor& budget,

@@ -6,6 +6,7 @@
 
 #include <cmath>
 
+#include "support/message_of.h"
 #include "weir/ops/block_sparse_attention.h"
 
 namespace weir::tests {
@@ -15,16 +16,6 @@ using ops::block_sparse_attention;
 using ops::BlockSparseAttentionOptions;
 using torch::Tensor;
 using Shape = std::vector<std::int64_t>;
-
-template <class Call>
-std::string message_of(const Call& call) {
-  try {
-    call();
-  } catch (const c10::Error& error) {
-    return error.what_without_backtrace();
-  }
-  return "no error";
-}
 
 struct Bad {
   std::string words;

@@ -4,6 +4,7 @@
 #include <gtest/gtest.h>
 #include <torch/torch.h>
 
+#include "support/message_of.h"
 #include "weir/ops/coordinate_descent.h"
 
 namespace weir::tests {
@@ -12,16 +13,6 @@ namespace {
 using ops::coordinate_descent;
 using ops::CoordinateDescentOptions;
 using torch::Tensor;
-
-template <class Call>
-std::string message_of(const Call& call) {
-  try {
-    call();
-  } catch (const c10::Error& error) {
-    return error.what_without_backtrace();
-  }
-  return "no error";
-}
 
 struct Bad {
   std::string words;

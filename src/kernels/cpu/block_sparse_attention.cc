@@ -163,8 +163,8 @@ std::int64_t block_sparse_attention_tile_rows(std::int64_t block_size, std::int6
 std::size_t block_sparse_attention_workspace_bytes(const BlockSparseAttentionShape& shape) {
   const std::size_t dim = Padded(static_cast<std::size_t>(shape.dim)),
                     value_dim = Padded(static_cast<std::size_t>(shape.value_dim));
-  // Queries, their gradient, sums, upstream; two tiles of logits; four numbers per row; a group
-  // that is transposed.
+  // Queries, their gradient, sums, upstream; two tiles of logits; six numbers per row; a row
+  // that is packed.
   return Scratch::bytes<double>(kMostTileRows * (2 * dim + 2 * value_dim + 2 * kTileKeys + 8) +
                                 16 * (dim + value_dim) + 1024);
 }

@@ -1,0 +1,19 @@
+// SPDX-License-Identifier: Apache-2.0
+// The kernels' name for each of torch's floating types.
+#pragma once
+
+#include <c10/util/BFloat16.h>
+#include <c10/util/Half.h>
+
+#include <type_traits>
+
+#include "kernels/half.h"
+
+namespace weir::ops {
+
+template <class Scalar>
+using Value = std::conditional_t<
+    std::is_same_v<Scalar, at::BFloat16>, kernels::BFloat16,
+    std::conditional_t<std::is_same_v<Scalar, at::Half>, kernels::Float16, Scalar>>;
+
+}  // namespace weir::ops
