@@ -29,20 +29,27 @@ TORCH_LIBRARY(weir, m) {
       "-> (Tensor values, Tensor indices, Tensor coor_descent_values, Tensor gates)");
   m.def(
       "block_sparse_attention(Tensor query, Tensor key, Tensor value, *, Tensor? layout=None, "
-      "Tensor? key_mask=None, Tensor? mask=None, int block_size=32, bool causal=False, int? "
-      "window=None, int stride=1, int prefix=0, float? scale=None) -> Tensor");
+      "Tensor? key_mask=None, Tensor? mask=None, Tensor? cu_seqlens=None, Tensor? "
+      "cu_seqlens_k=None, Tensor? document_ids=None, int block_size=32, bool causal=False, int? "
+      "window=None, int stride=1, int prefix=0, int local=0, float? scale=None) -> Tensor");
   m.def(
       "block_sparse_attention_with_lse(Tensor query, Tensor key, Tensor value, *, Tensor? "
-      "layout=None, Tensor? key_mask=None, Tensor? mask=None, int block_size=32, bool "
-      "causal=False, int? window=None, int stride=1, int prefix=0, float? scale=None) -> "
-      "(Tensor output, Tensor lse)");
+      "layout=None, Tensor? key_mask=None, Tensor? mask=None, Tensor? cu_seqlens=None, Tensor? "
+      "cu_seqlens_k=None, Tensor? document_ids=None, int block_size=32, bool causal=False, int? "
+      "window=None, int stride=1, int prefix=0, int local=0, float? scale=None) -> (Tensor output, "
+      "Tensor lse)");
+  // Serves local_attention too. The lists: AttentionTensors and AttentionRule.
   m.def(
-      "_block_sparse_attention(Tensor query, Tensor key, Tensor value, Tensor? layout, Tensor? "
-      "key_mask, Tensor? mask, int block_size, bool causal, int? window, int stride, int prefix, "
-      "float? scale) -> (Tensor output, Tensor lse)");
+      "_block_sparse_attention(Tensor query, Tensor key, Tensor value, Tensor? bias, Tensor?[] "
+      "tensors, int[] integers, float[] numbers) -> (Tensor output, Tensor lse)");
   m.def(
       "_block_sparse_attention_backward(Tensor grad, Tensor query, Tensor key, Tensor value, "
-      "Tensor output, Tensor lse, Tensor? layout, Tensor? key_mask, Tensor? mask, int block_size, "
-      "bool causal, int? window, int stride, int prefix, float? scale) -> (Tensor grad_query, "
-      "Tensor grad_key, Tensor grad_value)");
+      "Tensor? bias, Tensor output, Tensor lse, Tensor?[] tensors, int[] integers, float[] "
+      "numbers) -> (Tensor grad_query, Tensor grad_key, Tensor grad_value, Tensor grad_bias)");
+  m.def(
+      "local_attention(Tensor query, Tensor key, Tensor value, int window_size, *, Tensor? "
+      "key_mask=None, Tensor? attn_bias=None, Tensor? inv_freq=None, bool causal=False, int "
+      "look_backward=1, int? look_forward=None, bool exact_windowsize=False, float? scale=None, "
+      "bool shared_qk=False, bool use_xpos=False, float? xpos_scale_base=None, float dropout=0.0) "
+      "-> Tensor");
 }

@@ -1,10 +1,15 @@
 // SPDX-License-Identifier: Apache-2.0
 // Block-sparse attention: softmax attention over the pairs of positions that a pattern allows.
 //
-//   allowed(i, j) = layout[i / block_size, j / block_size]  and  j is kept by key_mask and mask
-//                   and  (j in [i + m - n - window + 1, i + m - n + (causal ? 0 : window - 1)]  or
-//                   j < prefix) and  (i - j + m - n) mod stride = 0
+//   p = i + m - n, the position of query i among the keys
+//   allowed(i, j) = (pattern(i, j)  or  |p - j| < local)  and  (causal: j <= p  or  j < prefix)
+//                   and  j is kept by key_mask and mask
+//   pattern(i, j) = layout[i / block_size, j / block_size]  and  (p - j) mod stride = 0
+//                   and  (|p - j| < window  or  j < prefix)
 //   out_i = sum_j softmax_j(scale <q_i, k_j>) v_j over the allowed j;  0 where there is none
+//
+// Packed sequences (cu_seqlens) and documents (document_ids) do not see each other; i, j, n and m
+// then count within one of them.
 //
 // docs/operators/block_sparse_attention.md has the algorithm and the cost.
 #pragma once
@@ -26,6 +31,7 @@ struct BlockSparseAttentionOptions {
   std::optional<std::int64_t> window = std::nullopt;
   std::int64_t stride = 1;
   std::int64_t prefix = 0;
+  std::int64_t local = 0;
   std::optional<double> scale = std::nullopt;
 
   template <class Visitor>
@@ -39,16 +45,24 @@ struct BlockSparseAttentionOptions {
     field("stride", &Self::stride, "Only keys a multiple of this many positions away.");
     field("prefix", &Self::prefix,
           "The first keys that every query may see, whatever causal and window say.");
+    field("local", &Self::local,
+          "Keys less than this many positions away are seen whatever layout, window and stride "
+          "say.");
     field("scale", &Self::scale, "Factor on the logits; none: 1 / sqrt(dim).");
   }
 };
 
-/// What may be left out, all bool, true = keep.
+/// What may be left out. The first three are bool, true = keep; the others integers.
 struct BlockSparseAttentionMasks {
   std::optional<at::Tensor> layout =
       std::nullopt;  ///< (n / b, m / b) rounded up, or (heads, n / b, m / b)
   std::optional<at::Tensor> key_mask = std::nullopt;  ///< (batch, m)
   std::optional<at::Tensor> mask = std::nullopt;      ///< broadcasts to (batch, heads, n, m)
+  std::optional<at::Tensor> cu_seqlens =
+      std::nullopt;  ///< (sequences + 1): sequence s is queries cu_seqlens[s] ... cu_seqlens[s + 1]
+  std::optional<at::Tensor> cu_seqlens_k = std::nullopt;  ///< the same for keys; none: as queries
+  std::optional<at::Tensor> document_ids =
+      std::nullopt;  ///< (batch, n), n = m: neighbours with equal ids are one document
 };
 
 /// `query` (batch, heads, n, dim), `key` (batch, kv_heads, m, dim), `value` (batch, kv_heads, m,
