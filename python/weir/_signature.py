@@ -10,6 +10,7 @@ _TYPES = {
     "integer or none": "int | None",
     "number or none": "float | None",
     "list of integers": "list[int]",
+    "list of strings": "list[str]",
     "tensor": "torch.Tensor",
     "tensor or none": "torch.Tensor | None",
 }

@@ -42,6 +42,17 @@ std::string shown(const Json& value) {
   throw Error(message);
 }
 
+template <class T>
+void read_list(const Json& value, const std::string& key, const std::string& expected,
+               std::vector<T>& out) {
+  if (!value.is_array()) fail(key, expected, value);
+  std::vector<T> list(value.size());
+  for (std::size_t i = 0; i < list.size(); ++i) {
+    read(value[i], key + "[" + std::to_string(i) + "]", list[i]);
+  }
+  out = std::move(list);
+}
+
 }  // namespace
 
 std::string dotted(std::string_view prefix, std::string_view name) {
@@ -90,12 +101,11 @@ void read(const Json& value, const std::string& key, std::string& out) {
 }
 
 void read(const Json& value, const std::string& key, std::vector<std::int64_t>& out) {
-  if (!value.is_array()) fail(key, "a list of integers", value);
-  std::vector<std::int64_t> list(value.size());
-  for (std::size_t i = 0; i < list.size(); ++i) {
-    read(value[i], key + "[" + std::to_string(i) + "]", list[i]);
-  }
-  out = std::move(list);
+  read_list(value, key, "a list of integers", out);
+}
+
+void read(const Json& value, const std::string& key, std::vector<std::string>& out) {
+  read_list(value, key, "a list of strings", out);
 }
 
 }  // namespace weir::config::internal

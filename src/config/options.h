@@ -5,7 +5,7 @@
 //   "help"); }
 //
 // A field is an int64_t, a double, a bool, a string, an optional of the first two, a vector of
-// int64_t, or another Options struct.
+// int64_t or of strings, or another Options struct.
 #pragma once
 
 #include <cstdint>
@@ -50,6 +50,8 @@ template <>
 inline constexpr const char* kTypeName<std::optional<double>> = "number or none";
 template <>
 inline constexpr const char* kTypeName<std::vector<std::int64_t>> = "list of integers";
+template <>
+inline constexpr const char* kTypeName<std::vector<std::string>> = "list of strings";
 
 WEIR_API std::string dotted(std::string_view prefix, std::string_view name);
 WEIR_API std::string default_text(const Json& value);
@@ -63,6 +65,7 @@ WEIR_API void read(const Json& value, const std::string& key, double& out);
 WEIR_API void read(const Json& value, const std::string& key, bool& out);
 WEIR_API void read(const Json& value, const std::string& key, std::string& out);
 WEIR_API void read(const Json& value, const std::string& key, std::vector<std::int64_t>& out);
+WEIR_API void read(const Json& value, const std::string& key, std::vector<std::string>& out);
 
 template <class T>
 void read(const Json& value, const std::string& key, std::optional<T>& out) {

@@ -33,6 +33,7 @@ struct RunOptions {
   std::optional<std::int64_t> seed;
   std::optional<double> clip = 1.0;
   std::vector<std::int64_t> sizes = {1, 2};
+  std::vector<std::string> layout = {};
   ModelOptions model{.dim = 512};
   template <class Visitor>
   static void fields(Visitor&& field) {
@@ -44,6 +45,7 @@ struct RunOptions {
     field("seed", &Self::seed, "Seed.");
     field("clip", &Self::clip, "Largest norm.");
     field("sizes", &Self::sizes, "Sizes.");
+    field("layout", &Self::layout, "Rows.");
     field("model", &Self::model, "The model.");
   }
 };
@@ -53,7 +55,7 @@ RunOptions read(const char* text) { return from_json<RunOptions>(Json::parse(tex
 TEST(Options, ReadsEveryType) {
   const auto run =
       read(R"({"steps": 7, "lr": 0.5, "causal": false, "name": "a", "seed": 3, "clip": 2.5,
-                            "sizes": [4, -5], "model": {"depth": 9}})");
+                            "sizes": [4, -5], "layout": ["1.", ""], "model": {"depth": 9}})");
   EXPECT_EQ(run.steps, 7);
   EXPECT_EQ(run.lr, 0.5);
   EXPECT_FALSE(run.causal);
@@ -61,6 +63,7 @@ TEST(Options, ReadsEveryType) {
   EXPECT_EQ(run.seed, 3);
   EXPECT_EQ(run.clip, 2.5);
   EXPECT_EQ(run.sizes, (std::vector<std::int64_t>{4, -5}));
+  EXPECT_EQ(run.layout, (std::vector<std::string>{"1.", ""}));
   EXPECT_EQ(run.model.depth, 9);
 }
 
@@ -92,7 +95,7 @@ TEST(Options, RefusesAnUnknownKey) {
 TEST(Options, ListsTheKeysWhenNoneIsNear) {
   EXPECT_THAT([] { read(R"({"colour": 1})"); },
               throws<Error>("unknown key `colour`; the keys are `steps`, `lr`, `causal`, `name`, "
-                            "`seed`, `clip`, `sizes`, `model`"));
+                            "`seed`, `clip`, `sizes`, `layout`, `model`"));
   EXPECT_THAT([] { read(R"({"model": {"colour": 1}})"); },
               throws<Error>("unknown key `model.colour`; the keys of `model` are `dim`, `depth`"));
 }
@@ -127,6 +130,10 @@ TEST(Options, RefusesAValueOfAnotherType) {
               throws<Error>("`sizes`: expected a list of integers, but got 3"));
   EXPECT_THAT([] { read(R"({"sizes": [1, "b"]})"); },
               throws<Error>("`sizes[1]`: expected an integer, but got \"b\""));
+  EXPECT_THAT([] { read(R"({"layout": "1."})"); },
+              throws<Error>("`layout`: expected a list of strings, but got \"1.\""));
+  EXPECT_THAT([] { read(R"({"layout": ["1.", 11]})"); },
+              throws<Error>("`layout[1]`: expected a string, but got 11"));
   EXPECT_THAT([] { read(R"({"model": 3})"); },
               throws<Error>("`model`: expected a table, but got 3"));
   EXPECT_THAT([] { read("[]"); }, throws<Error>("expected a table, but got []"));
@@ -152,7 +159,7 @@ TEST(Options, RefusesNumbersOutOfRange) {
 TEST(Options, WritesKeysInTheirOrder) {
   EXPECT_EQ(to_json(RunOptions()).dump(),
             R"({"steps":10,"lr":0.001,"causal":true,"name":"run","seed":null,"clip":1.0,)"
-            R"("sizes":[1,2],"model":{"dim":512,"depth":2}})");
+            R"("sizes":[1,2],"layout":[],"model":{"dim":512,"depth":2}})");
 }
 
 TEST(Options, DescribesEveryFieldWithADottedName) {
@@ -169,6 +176,7 @@ TEST(Options, DescribesEveryFieldWithADottedName) {
                       "run.seed|integer or none|none|Seed.",
                       "run.clip|number or none|1.0|Largest norm.",
                       "run.sizes|list of integers|[1,2]|Sizes.",
+                      "run.layout|list of strings|[]|Rows.",
                       "run.model.dim|integer|512|Feature size.",
                       "run.model.depth|integer|2|Number of layers.",
                   }));
@@ -188,6 +196,7 @@ RunOptions random_options() {
           .seed = maybe(*rc::gen::arbitrary<std::int64_t>()),
           .clip = maybe(*random_finite()),
           .sizes = *rc::gen::arbitrary<std::vector<std::int64_t>>(),
+          .layout = *rc::gen::container<std::vector<std::string>>(random_text()),
           .model = {.dim = *rc::gen::arbitrary<std::int64_t>()}};
 }
 

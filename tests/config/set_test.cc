@@ -25,6 +25,7 @@ TEST(Set, ReadsTheValueAsToml) {
   EXPECT_EQ(value_of("\"256\""), "256");
   EXPECT_EQ(value_of("'x'"), "x");
   EXPECT_EQ(value_of("[1, 2]"), Json({1, 2}));
+  EXPECT_EQ(value_of(R"(["1.", '11'])"), Json({"1.", "11"}));
 }
 
 TEST(Set, TakesAnythingElseAsAString) {
