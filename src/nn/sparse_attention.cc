@@ -1,8 +1,10 @@
 // SPDX-License-Identifier: Apache-2.0
-// Patterns as layouts and rules of block_sparse_attention, and the module around it.
+// One call of block_sparse_attention per pattern, each with its own heads.
 #include "weir/nn/sparse_attention.h"
 
-#include <ATen/ops/arange.h>
+#include <ATen/ops/cat.h>
+
+#include <algorithm>
 
 #include "nn/check.h"
 
@@ -11,65 +13,7 @@ namespace {
 
 constexpr auto kName = "SparseAttention";
 
-void check_fixed(const SparseAttentionOptions& options, std::int64_t ctx) {
-  TORCH_CHECK_VALUE(ctx % options.block_size == 0, "weir::", kName,
-                    ": expected `local_attn_ctx` to be a multiple of `block_size`, ",
-                    options.block_size, ", but got ", ctx, ".");
-  const std::int64_t blocks = ctx / options.block_size;
-  TORCH_CHECK_VALUE(options.vertsize <= blocks && blocks % options.vertsize == 0, "weir::", kName,
-                    ": expected `vertsize` to divide the ", blocks, " blocks of a chunk, but got ",
-                    options.vertsize, ".");
-  TORCH_CHECK_VALUE(options.num_verts * options.vertsize <= blocks, "weir::", kName,
-                    ": expected `num_verts` * `vertsize` to be at most the ", blocks,
-                    " blocks of a chunk, but got ", options.num_verts, " * ", options.vertsize,
-                    ".");
-  TORCH_CHECK_VALUE(options.heads % options.num_verts == 0, "weir::", kName,
-                    ": expected `num_verts` to divide `heads`, ", options.heads, ", but got ",
-                    options.num_verts, ".");
-}
-
-void check(const SparseAttentionOptions& options) {
-  check_size(kName, "heads", options.heads);
-  check_size(kName, "num_verts", options.num_verts);
-  check_size(kName, "vertsize", options.vertsize);
-  TORCH_CHECK_VALUE(options.block_size >= 1 && options.block_size <= 128, "weir::", kName,
-                    ": expected `block_size` to lie in [1, 128], but got ", options.block_size,
-                    ".");
-  const auto& mode = options.attn_mode;
-  TORCH_CHECK_VALUE(
-      mode == "all" || mode == "local" || mode == "strided" || mode == "fixed", "weir::", kName,
-      ": expected `attn_mode` to be \"all\", \"local\", \"strided\" or \"fixed\", but got \"", mode,
-      "\".");
-  if (mode == "all") return;
-  TORCH_CHECK_VALUE(options.local_attn_ctx, "weir::", kName,
-                    ": expected `local_attn_ctx` with `attn_mode` \"", mode, "\", but got none.");
-  check_size(kName, "local_attn_ctx", *options.local_attn_ctx);
-  if (mode == "fixed") check_fixed(options, *options.local_attn_ctx);
-}
-
-/// Blocks of the query's own chunk and the summaries of all chunks: (blocks, blocks), or per head.
-at::Tensor fixed_layout(const SparseAttentionOptions& options, std::int64_t n) {
-  const std::int64_t count = (n + options.block_size - 1) / options.block_size;
-  const std::int64_t chunk = *options.local_attn_ctx / options.block_size;
-  const at::Tensor blocks = at::arange(count, at::kLong);
-  const at::Tensor chunks = blocks.div(chunk, "floor");
-  const at::Tensor own = chunks.unsqueeze(1) == chunks.unsqueeze(0);
-  // Counted from the end of a chunk, summary v is blocks v * vertsize to (v + 1) * vertsize - 1.
-  const at::Tensor summary = (chunk - 1 - blocks.remainder(chunk)).div(options.vertsize, "floor");
-  if (options.num_verts == 1) return own | (summary == 0).unsqueeze(0);
-  const at::Tensor mine = at::arange(options.heads, at::kLong).remainder(options.num_verts);
-  return own.unsqueeze(0) | (summary.unsqueeze(0) == mine.unsqueeze(1)).unsqueeze(1);
-}
-
-/// sparse_pattern of options that are checked already.
-SparsePattern pattern_of(const SparseAttentionOptions& options, std::int64_t n) {
-  SparsePattern pattern = {.layout = std::nullopt,
-                           .options = {.block_size = options.block_size, .causal = options.causal}};
-  if (options.attn_mode == "local") pattern.options.window = options.local_attn_ctx;
-  if (options.attn_mode == "strided") pattern.options.stride = *options.local_attn_ctx;
-  if (options.attn_mode == "fixed") pattern.layout = fixed_layout(options, n);
-  return pattern;
-}
+using Attention = decltype(&ops::block_sparse_attention);
 
 /// (batch, n, features) -> (batch, heads, n, features / heads)
 at::Tensor split_heads(const char* name, const at::Tensor& x, std::int64_t heads) {
@@ -84,67 +28,98 @@ bool is_layout(const at::Tensor& mask, std::int64_t rows, std::int64_t columns, 
          mask.size(-1) == columns && columns != n;
 }
 
-struct Call {
-  at::Tensor query, key, value;
-  ops::BlockSparseAttentionMasks masks;
-  ops::BlockSparseAttentionOptions options;
-};
-
-Call prepare(const at::Tensor& q, const at::Tensor& k, const at::Tensor& v,
-             const SparseAttentionOptions& options, const SparseAttentionInputs& inputs) {
-  check(options);
-  Call call = {.query = split_heads("q", q, options.heads),
-               .key = split_heads("k", k, options.heads),
-               .value = split_heads("v", v, options.heads),
-               .masks = {},
-               .options = {}};
-  const std::int64_t n = k.size(1);
-  TORCH_CHECK_VALUE(options.attn_mode != "fixed" || q.size(1) == n, "weir::", kName,
-                    ": expected `q` and `k` of equal length with `attn_mode` \"fixed\", but got ",
-                    q.size(1), " and ", n, ".");
-  SparsePattern pattern = pattern_of(options, n);
-  if (pattern.layout) pattern.layout = pattern.layout->to(k.device());
-  call.options = pattern.options;
-  call.masks = {.layout = pattern.layout, .key_mask = inputs.key_mask, .mask = inputs.mask};
-  if (!inputs.mask) return call;
-  const auto blocks = [&](std::int64_t length) {
-    return (length + options.block_size - 1) / options.block_size;
-  };
-  if (is_layout(*inputs.mask, blocks(q.size(1)), blocks(n), n)) {
-    call.masks.mask = std::nullopt;
-    call.masks.layout = pattern.layout ? *pattern.layout & *inputs.mask : *inputs.mask;
-  }
-  return call;
+/// What of `mask`, with or without a dimension of heads, concerns the heads of `pattern`.
+at::Tensor of_heads(const at::Tensor& mask, const SparsePattern& pattern, std::int64_t heads) {
+  if (pattern.heads == heads || mask.dim() < 3 || mask.size(-3) == 1) return mask;
+  TORCH_CHECK_VALUE(mask.size(-3) == heads, "weir::", kName, ": expected `mask` to have 1 or ",
+                    heads, " heads, but got ", mask.sizes(), ".");
+  return mask.narrow(-3, pattern.first_head, pattern.heads);
 }
 
-at::Tensor merge_heads(const at::Tensor& x) { return x.transpose(1, 2).flatten(2); }
+bool is_packed(const SparseAttentionInputs& inputs) {
+  return inputs.cu_seqlens || inputs.document_ids;
+}
+
+/// How many positions the layouts must cover. Those of packed sequences count from their starts, so
+/// that a custom layout need not cover all of them; the operator checks that it covers the longest.
+std::int64_t positions_to_cover(const SparseAttentionOptions& options,
+                                const SparseAttentionInputs& inputs, std::int64_t n) {
+  if (!is_packed(inputs) || options.layout.empty()) return n;
+  return std::min(n, std::ssize(options.layout.front()) * options.block_size);
+}
+
+at::Tensor positions_of(const at::Tensor& layout, std::int64_t size, std::int64_t n,
+                        std::int64_t m) {
+  return layout.repeat_interleave(size, -2).repeat_interleave(size, -1).narrow(-2, 0, n).narrow(
+      -1, 0, m);
+}
+
+/// The pattern's layout and the caller's masks, for `query` (batch, heads, n, dim) and `key`.
+ops::BlockSparseAttentionMasks masks_of(const SparsePattern& pattern,
+                                        const SparseAttentionInputs& inputs,
+                                        const at::Tensor& query, const at::Tensor& key) {
+  const std::int64_t n = query.size(2), m = key.size(2);
+  ops::BlockSparseAttentionMasks masks = {.key_mask = inputs.key_mask,
+                                          .cu_seqlens = inputs.cu_seqlens,
+                                          .document_ids = inputs.document_ids};
+  if (pattern.layout) masks.layout = pattern.layout->to(key.device());
+  if (!inputs.mask) return masks;
+  const std::int64_t size = pattern.options.block_size;
+  const bool by_blocks = is_layout(*inputs.mask, (n + size - 1) / size, (m + size - 1) / size, m);
+  const at::Tensor mask = of_heads(*inputs.mask, pattern, query.size(1));
+  if (!by_blocks) {
+    masks.mask = mask;
+  } else if (pattern.options.local > 0) {  // a layout would leave the local part alone
+    TORCH_CHECK_NOT_IMPLEMENTED(!is_packed(inputs), "weir::", kName,
+                                ": a layout as `mask` of a union is not implemented for packed "
+                                "sequences; a mask of positions is.");
+    masks.mask = positions_of(mask, size, n, m);
+  } else {
+    masks.layout = masks.layout ? *masks.layout & mask : mask;
+  }
+  return masks;
+}
+
+at::Tensor attend(Attention attention, const at::Tensor& q, const at::Tensor& k,
+                  const at::Tensor& v, const SparseAttentionOptions& options,
+                  const SparseAttentionInputs& inputs) {
+  check_size(kName, "heads", options.heads);
+  const at::Tensor query = split_heads("q", q, options.heads);
+  const at::Tensor key = split_heads("k", k, options.heads);
+  const at::Tensor value = split_heads("v", v, options.heads);
+  std::vector<at::Tensor> parts;
+  const std::int64_t covered = positions_to_cover(options, inputs, k.size(1));
+  for (const SparsePattern& pattern : sparse_patterns(options, covered)) {
+    TORCH_CHECK_VALUE(!pattern.layout || q.size(1) == k.size(1), "weir::", kName,
+                      ": expected `q` and `k` of equal length with `attn_mode` \"",
+                      options.attn_mode, "\", but got ", q.size(1), " and ", k.size(1), ".");
+    const auto mine = [&](const at::Tensor& x) {
+      return x.narrow(1, pattern.first_head, pattern.heads);
+    };
+    parts.push_back(attention(mine(query), mine(key), mine(value),
+                              masks_of(pattern, inputs, query, key), pattern.options));
+  }
+  const at::Tensor out = parts.size() == 1 ? parts[0] : at::cat(parts, 1);
+  return out.transpose(1, 2).flatten(2);
+}
 
 }  // namespace
-
-SparsePattern sparse_pattern(const SparseAttentionOptions& options, std::int64_t n) {
-  check(options);
-  return pattern_of(options, n);
-}
 
 at::Tensor blocksparse_attention_impl(const at::Tensor& q, const at::Tensor& k, const at::Tensor& v,
                                       const SparseAttentionOptions& options,
                                       const SparseAttentionInputs& inputs) {
-  const Call call = prepare(q, k, v, options, inputs);
-  return merge_heads(
-      ops::block_sparse_attention(call.query, call.key, call.value, call.masks, call.options));
+  return attend(ops::block_sparse_attention, q, k, v, options, inputs);
 }
 
 at::Tensor attention_impl(const at::Tensor& q, const at::Tensor& k, const at::Tensor& v,
                           const SparseAttentionOptions& options,
                           const SparseAttentionInputs& inputs) {
-  const Call call = prepare(q, k, v, options, inputs);
-  return merge_heads(ops::block_sparse_attention_composite(call.query, call.key, call.value,
-                                                           call.masks, call.options));
+  return attend(ops::block_sparse_attention_composite, q, k, v, options, inputs);
 }
 
 SparseAttentionImpl::SparseAttentionImpl(const SparseAttentionOptions& options_)
     : options(options_) {
-  check(options);
+  sparse_patterns(options, 1);  // for what it throws
 }
 
 at::Tensor SparseAttentionImpl::forward(const at::Tensor& q, const at::Tensor& k,

@@ -101,14 +101,57 @@ def test_masks():
 def test_functions_and_published_forms():
     q, k, v = (torch.randn(1, 128, 512) for _ in range(3))
     out = SparseAttention(block_size=32)(q, k, v)
-    assert out.shape == (1, 128, 512)
+    torch.testing.assert_close(out, dense(q, k, v, 1, closed_form(128, "all")), rtol=0, atol=1e-5)
+    mask = torch.rand(128, 128) < 0.5
+    mask.fill_diagonal_(True)
+    out = SparseAttention(block_size=32)(q, k, v, mask)
+    torch.testing.assert_close(out, dense(q, k, v, 1, closed_form(128, "all") & mask), rtol=0, atol=1e-5)
     torch.testing.assert_close(attention_impl(q, k, v, heads=4), dense(q, k, v, 4, closed_form(128, "all", heads=4)), rtol=0, atol=1e-5)
     ours = blocksparse_attention_impl(q, k, v, heads=4, attn_mode="strided", local_attn_ctx=32, blocksize=32)
     torch.testing.assert_close(ours, attention_impl(q, k, v, heads=4, attn_mode="strided", local_attn_ctx=32))
 
 
+def test_unions_and_patterns_per_head():
+    q, k, v = inputs(50)
+    local, strided = closed_form(50, "local", ctx=5, heads=2), closed_form(50, "strided", ctx=5, heads=2)
+    for mode, allowed in (("local+strided", torch.cat([local | strided] * 2)), ("local,strided", torch.cat([local, strided]))):
+        ours = weir.SparseAttention(heads=4, attn_mode=mode, local_attn_ctx=5)(q, k, v)
+        torch.testing.assert_close(ours, dense(q, k, v, 4, allowed), rtol=0, atol=1e-12)
+
+
+@pytest.mark.parametrize("heads_of_layout", [None, 4])
+def test_a_layout_as_mode(heads_of_layout):
+    q, k, v = inputs(64)
+    shape = (4, 4) if heads_of_layout is None else (heads_of_layout, 4, 4)
+    layout = (torch.rand(shape) < 0.5) | torch.eye(4, dtype=torch.bool)
+    wide = layout.repeat_interleave(16, -2).repeat_interleave(16, -1)
+    module = SparseAttention(block_size=16, heads=4, attn_mode=layout)
+    expected = dense(q, k, v, 4, closed_form(64, "all", heads=4) & wide)
+    torch.testing.assert_close(module(q, k, v), expected, rtol=0, atol=1e-12)
+    assert module.attn_mode == "custom" and len(module.layout) == layout.numel() // 4
+    by_name = weir.SparseAttention(block_size=16, heads=4, attn_mode="custom", layout=module.layout)
+    assert torch.equal(by_name(q, k, v), module(q, k, v))
+    positional = SparseAttention(16, 4, layout)
+    assert positional.options == module.options
+    ours = blocksparse_attention_impl(q, k, v, heads=4, attn_mode=layout, blocksize=16)
+    assert torch.equal(ours, module(q, k, v))
+
+
+def test_packed_sequences():
+    q, k, v = inputs(50)
+    module = weir.SparseAttention(heads=4, attn_mode="local+strided", local_attn_ctx=5)
+    alone = torch.cat([module(*(x[:, part] for x in (q, k, v))) for part in (slice(0, 13), slice(13, 50))], 1)
+    packed = module(q, k, v, cu_seqlens=torch.tensor([0, 13, 50]))
+    torch.testing.assert_close(packed, alone, rtol=0, atol=1e-12)
+    ids = (torch.arange(50) >= 13).long().expand(2, 50)
+    torch.testing.assert_close(module(q, k, v, document_ids=ids), alone, rtol=0, atol=1e-12)
+
+
 def test_copies_and_pickles():
     q, k, v = inputs(20)
+    layout = torch.ones(1, 1, dtype=torch.bool)
+    custom = SparseAttention(heads=3, attn_mode=layout)
+    assert copy.deepcopy(custom).options == custom.options == pickle.loads(pickle.dumps(custom)).options
     module = weir.SparseAttention(heads=3, attn_mode="local", local_attn_ctx=4)
     for twin in (copy.deepcopy(module), pickle.loads(pickle.dumps(module))):
         assert torch.equal(twin(q, k, v), module(q, k, v)) and twin.options == module.options
@@ -118,7 +161,9 @@ def test_copies_and_pickles():
 @pytest.mark.parametrize(
     "options, message",
     [
-        (dict(attn_mode="sparse"), 'expected `attn_mode` to be "all", "local", "strided" or "fixed", but got "sparse"'),
+        (dict(attn_mode="sparse"), 'to be "all", "local", "strided", "fixed" or "custom", but got "sparse"'),
+        (dict(attn_mode="all+local"), 'a union to be "local.strided", "local.fixed" or "local.custom", but got "all.local"'),
+        (dict(attn_mode="custom"), 'expected `layout` with `attn_mode` "custom", but got none'),
         (dict(attn_mode="local"), 'expected `local_attn_ctx` with `attn_mode` "local", but got none'),
         (dict(attn_mode="fixed", local_attn_ctx=40), "a multiple of `block_size`, 32, but got 40"),
         (dict(attn_mode="fixed", local_attn_ctx=64, num_verts=3, heads=3), "at most the 2 blocks of a chunk, but got 3"),
@@ -131,6 +176,12 @@ def test_copies_and_pickles():
 def test_wrong_options(options, message):
     with pytest.raises(ValueError, match=message):
         weir.SparseAttention(**options)
+
+
+@pytest.mark.parametrize("layout", [torch.ones(2, 2), torch.ones(2, 3) > 0, torch.ones(3, 2, 2) > 0, torch.ones(2) > 0])
+def test_wrong_layouts(layout):
+    with pytest.raises(ValueError, match="expected a layout in `attn_mode` to be bool"):
+        SparseAttention(heads=2, attn_mode=layout)
 
 
 def test_wrong_inputs():
