@@ -1,12 +1,12 @@
 // SPDX-License-Identifier: Apache-2.0
-// Block-sparse attention over tiles of queries and runs of keys, with the softmax carried along and
-// nothing of size queries x keys stored. docs/operators/block_sparse_attention.md has the
-// algorithm. The caller owns every byte and calls, each over ranges that may be split in any way:
-// pack, then forward or backward.
+// Attention over tiles of queries and runs of keys, with the softmax carried along and nothing of
+// size queries x keys stored: block_sparse_attention and local_attention.
+// docs/operators/block_sparse_attention.md has the algorithm. The caller owns every byte and calls
+// forward or backward over ranges that may be split in any way.
 //
-// The sequence may be cut into segments that do not see each other: the residue classes of a
-// stride. Within a segment, query row r stands at position `offset + r` of the segment's keys 0, 1,
-// ....
+// The sequence may be cut into segments that do not see each other: packed sequences, the residue
+// classes of a stride. Within a segment, query row r stands at position `offset + r` of the
+// segment's keys 0, 1, ....
 //
 // Value is float, double, BFloat16 or Float16; the 16-bit types are computed in float.
 #pragma once
@@ -31,107 +31,85 @@ struct AttentionStrides {
 
 /// Query r of a segment is position query_first + r * step of the sequence; keys likewise.
 struct AttentionSegment {
+  std::int64_t batch = 0;  // added to the batch entry
   std::int64_t step = 1;
   std::int64_t query_first = 0, queries = 0;
   std::int64_t key_first = 0, keys = 0;
   std::int64_t offset = 0;
-  std::int64_t window = 0;      // keys less than this far away; 0: all
-  std::int64_t prefix = 0;      // keys that every query sees
-  std::int64_t key_panel = 0;   // its first packed panel
-  std::int64_t query_tile = 0;  // its first query tile
+  std::int64_t behind = 0, ahead = 0;  // keys [s - behind, s + bucket - 1 + ahead], s the bucket's
+  std::int64_t prefix = 0;             // keys that every query sees
+  std::int64_t hole = 0;               // keys less than this far away (causal: behind) are left out
+  std::int64_t query_tile = 0;         // its first query tile
 };
 
 struct BlockSparseAttentionShape {
-  std::int64_t batch = 0, heads = 0, kv_heads = 0;
+  std::int64_t heads = 0, kv_heads = 0;
   std::int64_t queries = 0, keys = 0, dim = 0, value_dim = 0;
   bool causal = false;
+  bool self_last = false;   // the key at the query's position has a constant, low logit
+  std::int64_t bucket = 1;  // segments have step 1 if it is more
   std::int64_t stride = 1;  // within a segment: only keys a multiple of it away
   double scale = 1;
+  double dropout = 0;
+  std::uint64_t seed = 0;
   const AttentionSegment* segments = nullptr;
   std::int64_t segment_count = 0;
-  std::int64_t panels = 0, tiles = 0;  // of all segments: of one key/value head, of one head
-  std::int64_t tile_rows = 64;    // queries per tile; divides block_size when there is a layout
-  std::int64_t block_size = 32;   // of the layout, which needs a single segment
-  std::int64_t layout_heads = 0;  // 0: no layout; 1, or heads
+  std::int64_t longest_segment = 0;  // in keys
+  std::int64_t tiles = 0;            // of all segments, of one head
+  std::int64_t tile_rows = 64;       // queries per tile; divides block_size with a layout
+  std::int64_t block_size = 32;      // of the layout, whose segments have step 1
+  std::int64_t layout_heads = 0;     // 0: no layout; 1, or heads
   std::int64_t block_rows = 0;
   BlockRows layout;                        // [layout_heads * block_rows]
   const std::uint8_t* key_mask = nullptr;  // [batch, keys], 1 = keep
   const std::uint8_t* mask = nullptr;      // 1 = keep
   std::int64_t mask_batch = 0, mask_head = 0, mask_query = 0, mask_key = 0;  // its strides
+  // The bias of query position p and key j is [j - (p - p mod rows - behind)][p mod rows] of
+  // [heads, columns, rows].
+  std::int64_t bias_rows = 0, bias_columns = 0, bias_behind = 0;
 };
 
-template <class Value>
+/// T is the type of the computation, double for double and else float.
+template <class Value, class T>
 struct BlockSparseAttentionOperands {
   BlockSparseAttentionShape shape;
   const Value* query = nullptr;
   const Value* key = nullptr;
   const Value* value = nullptr;
   AttentionStrides query_strides, key_strides, value_strides;
+  const T* bias = nullptr;
+  const T* query_rotation = nullptr;  // [queries, dim]: dim / 2 cosines, dim / 2 sines
+  const T* key_rotation = nullptr;    // [keys, dim]
 };
-
-/// Keys per packed panel: 64 bytes of float or double.
-template <class T>
-constexpr std::int64_t kAttentionPanel = 64 / static_cast<std::int64_t>(sizeof(T));
-
-/// Rows of a packed panel: the features, rounded up to what a transposition takes at a time.
-constexpr std::int64_t attention_depth(std::int64_t features) { return (features + 3) / 4 * 4; }
-
-/// Keys and values in compute type T, for some (batch, kv_head). NaN and infinity at masked keys
-/// are dropped here.
-template <class T>
-struct PackedKeys {
-  std::int64_t first = 0;   // what lies here is that of (batch, kv_head) pairs from this one on
-  T* keys = nullptr;        // panels of [depth of dim, panel]
-  T* key_rows = nullptr;    // [panels * panel, padded dim]; only for backward
-  T* values = nullptr;      // panels of [depth of value_dim, panel]; only for backward
-  T* value_rows = nullptr;  // [panels * panel, padded value_dim]; only for forward
-  std::uint8_t* keep = nullptr;    // [panels * panel]: inside the segment, and kept by key_mask
-  std::uint8_t* finite = nullptr;  // [panels]
-};
-
-/// Packs panels [begin, end) of all batch * kv_heads * panels.
-void block_sparse_attention_pack(const BlockSparseAttentionOperands<float>& in, std::int64_t begin,
-                                 std::int64_t end, const PackedKeys<float>& to,
-                                 std::byte* workspace);
-void block_sparse_attention_pack(const BlockSparseAttentionOperands<double>& in, std::int64_t begin,
-                                 std::int64_t end, const PackedKeys<double>& to,
-                                 std::byte* workspace);
-void block_sparse_attention_pack(const BlockSparseAttentionOperands<BFloat16>& in,
-                                 std::int64_t begin, std::int64_t end, const PackedKeys<float>& to,
-                                 std::byte* workspace);
-void block_sparse_attention_pack(const BlockSparseAttentionOperands<Float16>& in,
-                                 std::int64_t begin, std::int64_t end, const PackedKeys<float>& to,
-                                 std::byte* workspace);
 
 template <class Value, class T>
 struct BlockSparseAttentionForward {
-  BlockSparseAttentionOperands<Value> in;
-  PackedKeys<T> packed;
+  BlockSparseAttentionOperands<Value, T> in;
   Value* output = nullptr;  // [batch, heads, queries, value_dim]
   T* lse = nullptr;         // [batch, heads, queries]
 };
 
 template <class Value, class T>
 struct BlockSparseAttentionBackward {
-  BlockSparseAttentionOperands<Value> in;
-  PackedKeys<T> packed;
+  BlockSparseAttentionOperands<Value, T> in;
   const Value* grad = nullptr;    // [batch, heads, queries, value_dim]
   const Value* output = nullptr;  // the same
   const T* lse = nullptr;
-  T* key_sums = nullptr;        // zeros: [pairs, panels * panel, padded dim], from packed.first
-  T* value_sums = nullptr;      // zeros: the same with padded value_dim
   Value* grad_query = nullptr;  // [batch, heads, queries, dim]
   Value* grad_key = nullptr;    // [batch, kv_heads, keys, dim]
   Value* grad_value = nullptr;  // [batch, kv_heads, keys, value_dim]
+  T* grad_bias = nullptr;       // [batch, heads, columns, rows], added to
 };
 
-/// Queries per tile, for the block size of a layout (0: none) and a window (0: none).
-std::int64_t block_sparse_attention_tile_rows(std::int64_t block_size, std::int64_t window);
+/// Queries per tile, for the block size of a layout (0: none) and the keys that a query sees at
+/// most.
+std::int64_t block_sparse_attention_tile_rows(std::int64_t block_size, std::int64_t reach);
 
-/// Scratch of one call of pack, forward or backward.
-std::size_t block_sparse_attention_workspace_bytes(const BlockSparseAttentionShape& shape);
+/// Scratch of one call of forward, or of backward.
+std::size_t block_sparse_attention_workspace_bytes(const BlockSparseAttentionShape& shape,
+                                                   bool backward);
 
-/// Ranges of batch * heads * tiles.
+/// Ranges of batch entries * heads * tiles.
 void block_sparse_attention_forward(const BlockSparseAttentionForward<float, float>& args,
                                     std::int64_t begin, std::int64_t end, std::byte* workspace);
 void block_sparse_attention_forward(const BlockSparseAttentionForward<double, double>& args,
@@ -141,7 +119,7 @@ void block_sparse_attention_forward(const BlockSparseAttentionForward<BFloat16, 
 void block_sparse_attention_forward(const BlockSparseAttentionForward<Float16, float>& args,
                                     std::int64_t begin, std::int64_t end, std::byte* workspace);
 
-/// Ranges of batch * kv_heads * segments: one call owns the key and value gradients of its
+/// Ranges of batch entries * kv_heads * segments: one call owns the key and value gradients of its
 /// segments.
 void block_sparse_attention_backward(const BlockSparseAttentionBackward<float, float>& args,
                                      std::int64_t begin, std::int64_t end, std::byte* workspace);

@@ -111,7 +111,8 @@ std::tuple<at::Tensor, at::Tensor, at::Tensor, at::Tensor> backward_meta(
   const auto like = [](const at::Tensor& x) {
     return at::empty_symint(x.sym_sizes(), x.options());
   };
-  return {like(query), like(key), like(value), bias ? like(*bias) : at::empty({0}, query.options())};
+  return {like(query), like(key), like(value),
+          bias ? like(*bias) : at::empty({0}, query.options())};
 }
 
 // ---- Autograd
@@ -147,9 +148,9 @@ class BlockSparseAttention : public torch::autograd::Function<BlockSparseAttenti
       differentiate_composite(grads[0], saved, tensors, integers, numbers, result);
       return result;
     }
-    std::tie(result[0], result[1], result[2], result[3]) = backward_operator().call(
-        grads[0], saved[0], saved[1], saved[2], optional(saved[3]), saved[4], saved[5], tensors,
-        integers, numbers);
+    std::tie(result[0], result[1], result[2], result[3]) =
+        backward_operator().call(grads[0], saved[0], saved[1], saved[2], optional(saved[3]),
+                                 saved[4], saved[5], tensors, integers, numbers);
     if (!saved[3].defined()) result[3] = at::Tensor();
     return result;
   }
@@ -173,9 +174,8 @@ class BlockSparseAttention : public torch::autograd::Function<BlockSparseAttenti
       if (saved[i].defined()) operands[i] = saved[i].view_as(saved[i]);
       if (wanted(i)) inputs.push_back(operands[i]);
     }
-    const at::Tensor output =
-        std::get<0>(attend_composite(operands[0], operands[1], operands[2], optional(operands[3]),
-                                     tensors, integers, numbers));
+    const at::Tensor output = std::get<0>(attend_composite(
+        operands[0], operands[1], operands[2], optional(operands[3]), tensors, integers, numbers));
     const auto inner = torch::autograd::grad({output}, inputs, {grad}, std::nullopt,
                                              /*create_graph=*/true, /*allow_unused=*/true);
     std::size_t next = 0;
@@ -191,8 +191,8 @@ std::tuple<at::Tensor, at::Tensor> forward_autograd(const at::Tensor& query, con
                                                     const Tensors& tensors,
                                                     at::IntArrayRef integers,
                                                     at::ArrayRef<double> numbers) {
-  auto outputs = BlockSparseAttention::apply(query, key, value, bias, tensors, integers.vec(),
-                                             numbers.vec());
+  auto outputs =
+      BlockSparseAttention::apply(query, key, value, bias, tensors, integers.vec(), numbers.vec());
   return {outputs[0], outputs[1]};
 }
 

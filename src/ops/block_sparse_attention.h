@@ -40,12 +40,12 @@ struct AttentionRule {
   std::int64_t behind = kUnlimited;  ///< j >= s - behind
   std::int64_t ahead = kUnlimited;   ///< j <= s + bucket - 1 + ahead
   std::int64_t bucket = 1;
-  std::int64_t stride = 1;  ///< p - j is a multiple of it
-  std::int64_t prefix = 0;  ///< or j < prefix
-  std::int64_t local = 0;   ///< or |p - j| < local, and causality
+  std::int64_t stride = 1;           ///< p - j is a multiple of it
+  std::int64_t prefix = 0;           ///< or j < prefix
+  std::int64_t local = 0;            ///< or |p - j| < local, and causality
   std::int64_t offset = kUnlimited;  ///< kUnlimited: m - n, the last query stands at the last key
-  bool self_last = false;         ///< j = p has the constant logit kSelfLogit
-  std::int64_t bias_behind = 0;   ///< a bias is that of keys from p - p mod bias rows - bias_behind
+  bool self_last = false;            ///< j = p has the constant logit kSelfLogit
+  std::int64_t bias_behind = 0;  ///< a bias is that of keys from p - p mod bias rows - bias_behind
   double scale = 1;
   double dropout = 0;
 
@@ -94,10 +94,12 @@ std::tuple<at::Tensor, at::Tensor> attend(const at::Tensor& query, const at::Ten
                                           const AttentionRule& rule);
 
 /// The same from ATen operators, differentiable any number of times.
-std::tuple<at::Tensor, at::Tensor> attend_composite(
-    const at::Tensor& query, const at::Tensor& key, const at::Tensor& value,
-    const OptionalTensor& bias, const c10::List<OptionalTensor>& tensors, at::IntArrayRef integers,
-    at::ArrayRef<double> numbers);
+std::tuple<at::Tensor, at::Tensor> attend_composite(const at::Tensor& query, const at::Tensor& key,
+                                                    const at::Tensor& value,
+                                                    const OptionalTensor& bias,
+                                                    const c10::List<OptionalTensor>& tensors,
+                                                    at::IntArrayRef integers,
+                                                    at::ArrayRef<double> numbers);
 
 /// Gradients of query, key, value and bias (empty without one) from ATen operators.
 std::tuple<at::Tensor, at::Tensor, at::Tensor, at::Tensor> attend_composite_backward(

@@ -131,10 +131,12 @@ TORCH_LIBRARY_IMPL(weir, CompositeExplicitAutograd, m) {
 
 }  // namespace
 
-std::tuple<at::Tensor, at::Tensor> attend_composite(
-    const at::Tensor& query, const at::Tensor& key, const at::Tensor& value,
-    const OptionalTensor& bias, const c10::List<OptionalTensor>& tensors, at::IntArrayRef integers,
-    at::ArrayRef<double> numbers) {
+std::tuple<at::Tensor, at::Tensor> attend_composite(const at::Tensor& query, const at::Tensor& key,
+                                                    const at::Tensor& value,
+                                                    const OptionalTensor& bias,
+                                                    const c10::List<OptionalTensor>& tensors,
+                                                    at::IntArrayRef integers,
+                                                    at::ArrayRef<double> numbers) {
   const Problem problem =
       block_sparse_attention_problem(query, key, value, bias, tensors, integers, numbers);
   const Dense dense = prepare(problem, query, key, value, bias);
@@ -167,8 +169,7 @@ std::tuple<at::Tensor, at::Tensor, at::Tensor, at::Tensor> attend_composite_back
   const at::Tensor kept = dense.dropout ? weights * *dense.dropout : weights;
   const auto transposed = [](const at::Tensor& x) { return x.transpose(-2, -1); };
   const auto narrow = [&](const at::Tensor& x) { return x.to(query.scalar_type()); };
-  const at::Tensor grad_key =
-      sum_heads(problem, at::matmul(transposed(grad_logits), dense.query));
+  const at::Tensor grad_key = sum_heads(problem, at::matmul(transposed(grad_logits), dense.query));
   return {narrow(rotate(at::matmul(grad_logits, dense.key) * problem.rule.scale,
                         problem.tensors.query_rotation, -1)),
           narrow(rotate(grad_key, problem.tensors.key_rotation, -1)),

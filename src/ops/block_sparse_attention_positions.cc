@@ -131,8 +131,7 @@ at::Tensor dropout_factors(const Problem& problem, const at::Tensor& seed) {
   const at::Tensor bits =
       mix32(rows + (count(problem.keys) * std::int64_t{kernels::kColumns}).bitwise_and(kLow));
   const double dropout = problem.rule.dropout;
-  return (bits >= static_cast<std::int64_t>(kernels::dropout_threshold(dropout)))
-             .to(at::kDouble) /
+  return (bits >= static_cast<std::int64_t>(kernels::dropout_threshold(dropout))).to(at::kDouble) /
          (1 - dropout);
 }
 

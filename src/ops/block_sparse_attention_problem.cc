@@ -62,9 +62,8 @@ void check_integers(const char* name, const OptionalTensor& tensor, const at::Te
 }
 
 void check_packing(const Problem& problem, const at::Tensor& query) {
-  const auto& [cu_seqlens, cu_seqlens_k, document_ids] =
-      std::tie(problem.tensors.cu_seqlens, problem.tensors.cu_seqlens_k,
-               problem.tensors.document_ids);
+  const auto& [cu_seqlens, cu_seqlens_k, document_ids] = std::tie(
+      problem.tensors.cu_seqlens, problem.tensors.cu_seqlens_k, problem.tensors.document_ids);
   check_integers("cu_seqlens", cu_seqlens, query);
   check_integers("cu_seqlens_k", cu_seqlens_k, query);
   check_integers("document_ids", document_ids, query);
@@ -132,8 +131,8 @@ c10::List<OptionalTensor> AttentionTensors::list() const {
 AttentionTensors AttentionTensors::of(const c10::List<OptionalTensor>& list) {
   AttentionTensors tensors;
   OptionalTensor* fields[] = {
-      &tensors.layout,       &tensors.key_mask,     &tensors.mask,
-      &tensors.cu_seqlens,   &tensors.cu_seqlens_k, &tensors.document_ids,
+      &tensors.layout,         &tensors.key_mask,     &tensors.mask,
+      &tensors.cu_seqlens,     &tensors.cu_seqlens_k, &tensors.document_ids,
       &tensors.query_rotation, &tensors.key_rotation, &tensors.dropout_seed};
   TORCH_CHECK_VALUE(list.size() == std::size(fields), kExpected, std::size(fields),
                     " tensors of a rule, but got ", list.size(), ".");

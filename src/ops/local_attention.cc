@@ -72,8 +72,8 @@ void check_inputs(const at::Tensor& query, const LocalAttentionInputs& inputs,
     TORCH_CHECK_VALUE(query.sym_size(3) % 2 == 0, kExpected,
                       "an even dim with `inv_freq`, but got ", query.sym_size(3), ".");
     TORCH_CHECK_VALUE(inv_freq.dim() == 1 && inv_freq.sym_size(0) * 2 == query.sym_size(3),
-                      kExpected, "`inv_freq` to have shape [", query.sym_size(3) / 2,
-                      "], but got ", inv_freq.sym_sizes(), ".");
+                      kExpected, "`inv_freq` to have shape [", query.sym_size(3) / 2, "], but got ",
+                      inv_freq.sym_sizes(), ".");
     TORCH_CHECK_VALUE(inv_freq.device() == query.device(), kExpected,
                       "`inv_freq` on the device of `query`, ", query.device(), ", but got ",
                       inv_freq.device(), ".");
@@ -158,7 +158,11 @@ Call call_of(const at::Tensor& query, const at::Tensor& key, const at::Tensor& v
   return call;
 }
 
-// ---- chunks, for xPos
+// ---- chunks, for xPos; their number is a property of the length, which is specialised when traced
+
+std::int64_t size_of(const at::Tensor& x, std::int64_t dimension) {
+  return x.sym_size(dimension).guard_int(__FILE__, __LINE__);
+}
 
 // |ln zeta| <= 1.26: over this many times the base, factors stay within e^(+-41).
 constexpr double kMostXpos = 64;
@@ -173,7 +177,7 @@ std::int64_t chunk_of(const LocalAttentionOptions& o) {
 /// (b, h, n, d) -> (b * chunks, h, span, d): chunk c holds positions c * step - before ... .
 at::Tensor chunked(const at::Tensor& x, std::int64_t step, std::int64_t before,
                    std::int64_t after) {
-  const std::int64_t n = x.size(2), chunks = (n + step - 1) / step;
+  const std::int64_t n = size_of(x, 2), chunks = (n + step - 1) / step;
   return at::constant_pad_nd(x, {0, 0, before, chunks * step - n + after})
       .unfold(2, before + step + after, step)  // (b, h, chunks, d, span)
       .permute({0, 2, 1, 4, 3})
@@ -182,7 +186,7 @@ at::Tensor chunked(const at::Tensor& x, std::int64_t step, std::int64_t before,
 
 /// `call` over chunks; at most as many queries as keys.
 Call in_chunks(const Call& call, const LocalAttentionOptions& o) {
-  const std::int64_t step = chunk_of(o), n = call.query.size(2), m = call.key.size(2);
+  const std::int64_t step = chunk_of(o), n = size_of(call.query, 2), m = size_of(call.key, 2);
   const std::int64_t before = o.look_backward * o.window_size,
                      after = forward_buckets(o) * o.window_size;
   TORCH_CHECK_NOT_IMPLEMENTED(n <= m, kExpected, "at most as many queries as keys, ", m,
@@ -192,7 +196,7 @@ Call in_chunks(const Call& call, const LocalAttentionOptions& o) {
   parts.key = chunked(call.key, step, before, after);
   parts.value = chunked(call.value, step, before, after);
   const at::Tensor kept = call.tensors.key_mask.value_or(
-      at::ones({call.key.size(0), m}, call.key.options().dtype(at::kBool)));
+      at::ones({size_of(call.key, 0), m}, call.key.options().dtype(at::kBool)));
   parts.tensors.key_mask =
       chunked(kept.unsqueeze(1).unsqueeze(-1), step, before, after).squeeze(-1).squeeze(1);
   parts.rule.offset = before;
@@ -201,7 +205,7 @@ Call in_chunks(const Call& call, const LocalAttentionOptions& o) {
 
 /// (b * chunks, h, step, d) -> (b, h, n, d), the last n positions of m.
 at::Tensor joined(const at::Tensor& x, std::int64_t batch, std::int64_t n, std::int64_t m) {
-  return x.unflatten(0, {batch, x.size(0) / std::max<std::int64_t>(1, batch)})
+  return x.unflatten(0, {batch, size_of(x, 0) / std::max<std::int64_t>(1, batch)})
       .transpose(1, 2)
       .flatten(2, 3)
       .slice(2, m - n, m);
@@ -213,13 +217,12 @@ at::Tensor local_attention_by(const Run& run, const at::Tensor& query, const at:
                               const at::Tensor& value, const LocalAttentionInputs& inputs,
                               const LocalAttentionOptions& o) {
   Call call = call_of(query, key, value, inputs, o);
-  const bool cut =
-      o.use_xpos && key.numel() > 0 && key.size(2) > kMostXpos * xpos_base(o) &&
-      key.size(2) > chunk_of(o);
+  const bool cut = o.use_xpos && static_cast<double>(size_of(key, 2)) > kMostXpos * xpos_base(o) &&
+                   size_of(key, 2) > chunk_of(o) && size_of(key, 0) > 0;
   if (cut) call = in_chunks(call, o);
   add_rotation(inputs.inv_freq, o, call);
   const at::Tensor output = run(call);
-  return cut ? joined(output, query.size(0), query.size(2), key.size(2)) : output;
+  return cut ? joined(output, size_of(query, 0), size_of(query, 2), size_of(key, 2)) : output;
 }
 
 at::Tensor front(const at::Tensor& query, const at::Tensor& key, const at::Tensor& value,

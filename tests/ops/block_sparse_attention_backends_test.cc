@@ -28,7 +28,10 @@ TEST(BlockSparseAttentionMeta, ShapesDtypesAndStridesOfTheCpu) {
       SCOPED_TRACE(describe(c));
       const BlockSparseAttentionMasks masks = {.layout = meta(c.masks.layout),
                                                .key_mask = meta(c.masks.key_mask),
-                                               .mask = meta(c.masks.mask)};
+                                               .mask = meta(c.masks.mask),
+                                               .cu_seqlens = meta(c.masks.cu_seqlens),
+                                               .cu_seqlens_k = meta(c.masks.cu_seqlens_k),
+                                               .document_ids = meta(c.masks.document_ids)};
       const AttentionCase shadow{*meta(c.query), *meta(c.key), *meta(c.value), masks, c.options};
       const Tensor upstream = random_upstream(c);
       const auto on_cpu = everything(run(c, upstream)),
@@ -76,14 +79,15 @@ INSTANTIATE_TEST_SUITE_P(
     [](const auto& info) { return info.param.name; });
 
 TEST(BlockSparseAttentionDispatcher, PublicEntriesHaveTheirSchemas) {
+  using Optional = const std::optional<Tensor>&;
   using Plain =
-      Tensor(const Tensor&, const Tensor&, const Tensor&, const std::optional<Tensor>&,
-             const std::optional<Tensor>&, const std::optional<Tensor>&, std::int64_t, bool,
-             std::optional<std::int64_t>, std::int64_t, std::int64_t, std::optional<double>);
+      Tensor(const Tensor&, const Tensor&, const Tensor&, Optional, Optional, Optional, Optional,
+             Optional, Optional, std::int64_t, bool, std::optional<std::int64_t>, std::int64_t,
+             std::int64_t, std::int64_t, std::optional<double>);
   using WithLse = std::tuple<Tensor, Tensor>(
-      const Tensor&, const Tensor&, const Tensor&, const std::optional<Tensor>&,
-      const std::optional<Tensor>&, const std::optional<Tensor>&, std::int64_t, bool,
-      std::optional<std::int64_t>, std::int64_t, std::int64_t, std::optional<double>);
+      const Tensor&, const Tensor&, const Tensor&, Optional, Optional, Optional, Optional, Optional,
+      Optional, std::int64_t, bool, std::optional<std::int64_t>, std::int64_t, std::int64_t,
+      std::int64_t, std::optional<double>);
   auto& dispatcher = c10::Dispatcher::singleton();
   const auto plain =
       dispatcher.findSchemaOrThrow("weir::block_sparse_attention", "").typed<Plain>();
@@ -91,11 +95,17 @@ TEST(BlockSparseAttentionDispatcher, PublicEntriesHaveTheirSchemas) {
       dispatcher.findSchemaOrThrow("weir::block_sparse_attention_with_lse", "").typed<WithLse>();
   const Tensor x = torch::randn({1, 2, 9, 4});
   const Tensor layout = torch::eye(3).to(torch::kBool);
-  const auto [output, lse] = ops::block_sparse_attention_with_lse(
-      x, x, x, {.layout = layout},
-      {.block_size = 4, .causal = true, .window = 3, .stride = 2, .prefix = 1, .scale = 0.7});
-  EXPECT_TRUE(torch::equal(plain.call(x, x, x, layout, {}, {}, 4, true, 3, 2, 1, 0.7), output));
-  const auto pair = with_lse.call(x, x, x, layout, {}, {}, 4, true, 3, 2, 1, 0.7);
+  const auto [output, lse] = ops::block_sparse_attention_with_lse(x, x, x, {.layout = layout},
+                                                                  {.block_size = 4,
+                                                                   .causal = true,
+                                                                   .window = 3,
+                                                                   .stride = 2,
+                                                                   .prefix = 1,
+                                                                   .local = 2,
+                                                                   .scale = 0.7});
+  EXPECT_TRUE(torch::equal(
+      plain.call(x, x, x, layout, {}, {}, {}, {}, {}, 4, true, 3, 2, 1, 2, 0.7), output));
+  const auto pair = with_lse.call(x, x, x, layout, {}, {}, {}, {}, {}, 4, true, 3, 2, 1, 2, 0.7);
   EXPECT_TRUE(torch::equal(std::get<0>(pair), output));
   EXPECT_TRUE(torch::equal(std::get<1>(pair), lse));
 }

@@ -161,6 +161,7 @@ TEST(BlockSparseAttentionGradcheck, FirstAndSecondDerivatives) {
   check_derivatives(small_case({.block_size = 2, .scale = 1.5}, true, false));
   check_derivatives(small_case(
       {.block_size = 2, .causal = true, .window = 3, .stride = 2, .prefix = 1}, true, true));
+  check_derivatives(small_case({.block_size = 2, .stride = 2, .local = 2}, true, false));
 }
 
 TEST(BlockSparseAttentionGradcheck, OneTensorAsQueryKeyAndValue) {

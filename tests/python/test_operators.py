@@ -42,31 +42,67 @@ class Opcheck(unittest.TestCase):
 
 
 def attention_samples(dtype=torch.float32, n=7, m=9):
-    """Arguments of _block_sparse_attention: plain, causal, windows, strides, layouts, masks, grouped heads."""
+    """(tensors, masks, options) of block_sparse_attention: patterns, masks, grouped heads, packed sequences."""
     query, key, value = torch.randn(2, 4, n, 5, dtype=dtype), torch.randn(2, 2, m, 5, dtype=dtype), torch.randn(2, 2, m, 3, dtype=dtype)
     layout, key_mask, mask = torch.rand(4, 2, 3) < 0.7, torch.rand(2, m) < 0.8, torch.rand(4, n, m) < 0.8
-    for masks in ((None, None, None), (layout[0], None, None), (layout, key_mask, None), (None, key_mask, mask)):
-        for causal, window, stride, prefix in ((False, None, 1, 0), (True, 4, 1, 2), (True, None, 2, 0)):
-            tensors = [x.clone().requires_grad_() for x in (query, key, value)]
-            yield (*tensors, *masks, 4, causal, window, stride, prefix, None)
+    packed = dict(cu_seqlens=torch.tensor([0, 2, n]), cu_seqlens_k=torch.tensor([0, 3, m]))
+    for masks in ({}, dict(layout=layout[0]), dict(layout=layout, key_mask=key_mask), dict(key_mask=key_mask, mask=mask), packed):
+        for pattern in ({}, dict(causal=True, window=4, prefix=2), dict(causal=True, stride=2), dict(stride=3, local=2)):
+            yield [x.clone().requires_grad_() for x in (query, key, value)], masks, dict(block_size=4, **pattern)
+
+
+def local_samples(dtype=torch.float32, n=9, dim=4):
+    """(tensors, keywords) of local_attention: (query, key, value, attn_bias or None)."""
+    query, key, value = (torch.randn(2, heads, n, dim, dtype=dtype) for heads in (4, 2, 2))
+    key_mask, inv_freq = torch.rand(2, n) < 0.8, torch.tensor([1.0, 0.1])
+    for options in (dict(causal=True), dict(exact_windowsize=True), dict(causal=True, look_backward=2, shared_qk=True)):
+        span = 3 * (2 + (options.get("look_backward") == 2 or not options.get("causal", False)))
+        for inputs in ({}, dict(key_mask=key_mask, inv_freq=inv_freq), dict(inv_freq=inv_freq, use_xpos=True)):
+            bias = None if inputs else torch.randn(4, 3, span, dtype=dtype)
+            yield [x if x is None else x.clone().requires_grad_() for x in (query, key, value, bias)], options | inputs
+
+
+class PrivateCalls:
+    """Records the arguments of _block_sparse_attention that a public operator comes down to."""
+
+    def __init__(self):
+        self.args = []
+
+    def __enter__(self):
+        calls = self.args
+
+        class Mode(torch.utils._python_dispatch.TorchDispatchMode):
+            def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+                if func is weir._block_sparse_attention.default:
+                    calls.append(args)
+                return func(*args, **(kwargs or {}))
+
+        self.mode = Mode()
+        self.mode.__enter__()
+        return self
+
+    def __exit__(self, *error):
+        self.mode.__exit__(*error)
 
 
 class BlockSparseAttention(unittest.TestCase):
     def test_opcheck(self):
-        names = ["layout", "key_mask", "mask", "block_size", "causal", "window", "stride", "prefix", "scale"]
-        for args in attention_samples():
-            with self.subTest(args=args[6:], masks=[x is not None for x in args[3:6]]):
-                torch.library.opcheck(weir._block_sparse_attention.default, args)
-                keywords = dict(zip(names, args[3:]))
-                torch.library.opcheck(weir.block_sparse_attention.default, args[:3], keywords)
-                torch.library.opcheck(weir.block_sparse_attention_with_lse.default, args[:3], keywords)
+        for tensors, masks, options in attention_samples():
+            with self.subTest(masks=list(masks), **options):
+                with PrivateCalls() as calls:
+                    weir.block_sparse_attention(*tensors, **masks, **options)
+                private = [x.detach().requires_grad_() if i < 3 else x for i, x in enumerate(calls.args[0])]
+                torch.library.opcheck(weir._block_sparse_attention.default, private)
+                torch.library.opcheck(weir.block_sparse_attention.default, tensors, masks | options)
+                torch.library.opcheck(weir.block_sparse_attention_with_lse.default, tensors, masks | options)
 
     def test_derivatives(self):
-        for args in attention_samples(torch.float64, n=3, m=5):
-            args = (*args[:3], None, None, None, *args[6:])
-            run = lambda q, k, v: weir._block_sparse_attention(q, k, v, *args[3:])[0]
-            self.assertTrue(torch.autograd.gradcheck(run, args[:3]))
-            self.assertTrue(torch.autograd.gradgradcheck(run, args[:3]))
+        for tensors, masks, options in attention_samples(torch.float64, n=3, m=5):
+            if "layout" in masks or "mask" in masks or "key_mask" in masks:
+                continue
+            run = lambda q, k, v: weir.block_sparse_attention(q, k, v, **masks, **options)
+            self.assertTrue(torch.autograd.gradcheck(run, tensors))
+            self.assertTrue(torch.autograd.gradgradcheck(run, tensors))
 
     def test_one_graph(self):
         torch._dynamo.reset()
@@ -74,6 +110,21 @@ class BlockSparseAttention(unittest.TestCase):
         for n in (5, 8, 13):
             q = torch.randn(1, 2, n, 4, requires_grad=True)
             torch.testing.assert_close(f(q), weir.block_sparse_attention(q, q, q, causal=True, scale=0.5))
+
+
+class LocalAttention(unittest.TestCase):
+    def test_opcheck(self):
+        for (*tensors, bias), options in local_samples():
+            with self.subTest(**options):
+                torch.library.opcheck(weir.local_attention.default, (*tensors, 3), dict(attn_bias=bias, **options))
+
+    def test_derivatives(self):
+        for (*tensors, bias), options in local_samples(torch.float64, n=7):
+            leaves = tensors if bias is None else (*tensors, bias)
+            run = lambda q, k, v, bias=None: weir.local_attention(q, k, v, 3, attn_bias=bias, **options)
+            with self.subTest(**options):
+                self.assertTrue(torch.autograd.gradcheck(run, leaves))
+                self.assertTrue(torch.autograd.gradgradcheck(run, leaves))
 
 
 class Gradcheck(unittest.TestCase):

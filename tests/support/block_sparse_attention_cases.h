@@ -6,6 +6,7 @@
 #include <gtest/gtest.h>
 #include <torch/torch.h>
 
+#include <algorithm>
 #include <cmath>
 #include <random>
 #include <sstream>
@@ -36,10 +37,12 @@ inline std::string describe(const AttentionCase& c) {
   text << c.query.scalar_type() << ' ';
   shape("query", c.query), shape("key", c.key), shape("value", c.value);
   shape("layout", c.masks.layout), shape("key_mask", c.masks.key_mask);
-  shape("mask", c.masks.mask);
+  shape("mask", c.masks.mask), shape("cu_seqlens", c.masks.cu_seqlens);
+  shape("document_ids", c.masks.document_ids);
   text << "block_size=" << c.options.block_size << " causal=" << c.options.causal
        << " window=" << c.options.window.value_or(0) << " stride=" << c.options.stride
-       << " prefix=" << c.options.prefix << " scale=" << c.options.scale.value_or(0);
+       << " prefix=" << c.options.prefix << " local=" << c.options.local
+       << " scale=" << c.options.scale.value_or(0);
   return text.str();
 }
 
@@ -59,14 +62,15 @@ inline AttentionResult run(const AttentionCase& c, const torch::Tensor& upstream
 /// own.
 inline AttentionResult run_composite_pair(const AttentionCase& c, const torch::Tensor& upstream) {
   using torch::Tensor;
-  using Optional = const std::optional<Tensor>&;
-  using Forward = std::tuple<Tensor, Tensor>(
-      const Tensor&, const Tensor&, const Tensor&, Optional, Optional, Optional, std::int64_t, bool,
-      std::optional<std::int64_t>, std::int64_t, std::int64_t, std::optional<double>);
-  using Backward = std::tuple<Tensor, Tensor, Tensor>(
-      const Tensor&, const Tensor&, const Tensor&, const Tensor&, const Tensor&, const Tensor&,
-      Optional, Optional, Optional, std::int64_t, bool, std::optional<std::int64_t>, std::int64_t,
-      std::int64_t, std::optional<double>);
+  using Optional = std::optional<Tensor>;
+  using List = c10::List<Optional>;
+  using Integers = torch::IntArrayRef;
+  using Numbers = torch::ArrayRef<double>;
+  using Forward = std::tuple<Tensor, Tensor>(const Tensor&, const Tensor&, const Tensor&,
+                                             const Optional&, const List&, Integers, Numbers);
+  using Backward = std::tuple<Tensor, Tensor, Tensor, Tensor>(
+      const Tensor&, const Tensor&, const Tensor&, const Tensor&, const Optional&, const Tensor&,
+      const Tensor&, const List&, Integers, Numbers);
   auto& dispatcher = c10::Dispatcher::singleton();
   const auto forward =
       dispatcher.findSchemaOrThrow("weir::_block_sparse_attention", "").typed<Forward>();
@@ -74,13 +78,20 @@ inline AttentionResult run_composite_pair(const AttentionCase& c, const torch::T
       dispatcher.findSchemaOrThrow("weir::_block_sparse_attention_backward", "").typed<Backward>();
   const c10::DispatchKeySet no_kernel(c10::DispatchKey::XLA);
   const auto& o = c.options;
-  const auto [output, lse] = forward.redispatch(no_kernel, c.query, c.key, c.value, c.masks.layout,
-                                                c.masks.key_mask, c.masks.mask, o.block_size,
-                                                o.causal, o.window, o.stride, o.prefix, o.scale);
-  const auto [query, key, value] =
+  const auto& m = c.masks;
+  const List tensors({m.layout, m.key_mask, m.mask, m.cu_seqlens, m.cu_seqlens_k, m.document_ids,
+                      std::nullopt, std::nullopt, std::nullopt});
+  constexpr std::int64_t kUnlimited = std::int64_t{1} << 60;
+  const std::int64_t reach = o.window ? *o.window - 1 : kUnlimited;
+  const std::vector<std::int64_t> integers = {
+      o.block_size, o.causal, reach, reach, 1, o.stride, o.prefix, o.local, kUnlimited, 0, 0};
+  const double scale = o.scale.value_or(1 / std::sqrt(static_cast<double>(c.query.size(-1))));
+  const std::vector<double> numbers = {scale, 0};
+  const auto [output, lse] = forward.redispatch(no_kernel, c.query, c.key, c.value, Optional(),
+                                                tensors, integers, numbers);
+  const auto [query, key, value, bias] =
       backward.redispatch(no_kernel, upstream.to(output.scalar_type()), c.query, c.key, c.value,
-                          output, lse, c.masks.layout, c.masks.key_mask, c.masks.mask, o.block_size,
-                          o.causal, o.window, o.stride, o.prefix, o.scale);
+                          Optional(), output, lse, tensors, integers, numbers);
   return {output, lse, query, key, value};
 }
 
@@ -98,11 +109,18 @@ inline TextbookAttention textbook_of(const AttentionCase& c) {
   t.dim = c.query.size(3), t.value_dim = c.value.size(3);
   t.block_size = c.options.block_size, t.window = c.options.window.value_or(0);
   t.stride = c.options.stride, t.prefix = c.options.prefix, t.causal = c.options.causal;
+  t.local = c.options.local;
   t.scale = c.options.scale.value_or(1 / std::sqrt(static_cast<double>(t.dim)));
   if (c.masks.layout) {
     t.layout_heads = c.masks.layout->dim() == 2 ? 1 : t.heads;
+    t.layout_rows = c.masks.layout->size(-2), t.layout_cols = c.masks.layout->size(-1);
     t.layout = elements<bool>(*c.masks.layout);
   }
+  if (c.masks.cu_seqlens) {
+    t.cu_seqlens = elements<std::int64_t>(*c.masks.cu_seqlens);
+    t.cu_seqlens_k = elements<std::int64_t>(c.masks.cu_seqlens_k.value_or(*c.masks.cu_seqlens));
+  }
+  if (c.masks.document_ids) t.document_ids = elements<std::int64_t>(*c.masks.document_ids);
   if (c.masks.key_mask) t.key_mask = elements<bool>(*c.masks.key_mask);
   if (c.masks.mask) {
     t.mask = elements<bool>(c.masks.mask->expand({t.batch, t.heads, t.queries, t.keys}));
@@ -238,6 +256,28 @@ inline torch::Tensor random_mask(AttentionDraw& draw, const AttentionCase& c) {
                                            : mask;
 }
 
+/// Up to five sequences, some of them empty.
+inline torch::Tensor random_cu_seqlens(AttentionDraw& draw, std::int64_t total,
+                                       std::int64_t sequences) {
+  std::vector<std::int64_t> ends = {0, total};
+  for (std::int64_t s = 1; s < sequences; ++s) {
+    ends.push_back(static_cast<std::int64_t>(draw.random()) % (total + 1));
+  }
+  std::sort(ends.begin(), ends.end());
+  return torch::tensor(ends, draw.one_in(2) ? torch::kInt : torch::kLong);
+}
+
+inline void random_packing(AttentionDraw& draw, AttentionCase& c) {
+  const std::int64_t n = c.query.size(2), m = c.key.size(2);
+  if (n == m && draw.one_in(2)) {
+    c.masks.document_ids = (torch::rand({c.query.size(0), n}) < 0.07).cumsum(1).remainder(3);
+    return;
+  }
+  const std::int64_t sequences = draw.of({1, 2, 5});
+  c.masks.cu_seqlens = random_cu_seqlens(draw, n, sequences);
+  if (n != m || draw.one_in(2)) c.masks.cu_seqlens_k = random_cu_seqlens(draw, m, sequences);
+}
+
 inline AttentionCase random_case(unsigned seed, torch::Dtype dtype) {
   AttentionDraw draw{std::mt19937(seed)};
   torch::manual_seed(seed);
@@ -259,6 +299,8 @@ inline AttentionCase random_case(unsigned seed, torch::Dtype dtype) {
   if (draw.one_in(2)) c.masks.layout = random_layout(draw, c);
   if (draw.one_in(3)) c.masks.key_mask = torch::rand({batch, m}) < 0.7;
   if (draw.one_in(3)) c.masks.mask = random_mask(draw, c);
+  if (draw.one_in(4)) c.options.local = draw.of({1, 2, 9, 40, 1000});
+  if (draw.one_in(4)) random_packing(draw, c);
   return c;
 }
 

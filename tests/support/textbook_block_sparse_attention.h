@@ -13,32 +13,61 @@ namespace weir::tests {
 
 struct TextbookAttention {
   std::int64_t batch = 1, heads = 1, kv_heads = 1, queries = 0, keys = 0, dim = 1, value_dim = 1;
-  std::int64_t block_size = 32, window = 0, stride = 1, prefix = 0;  // window 0: none
+  std::int64_t block_size = 32, window = 0, stride = 1, prefix = 0, local = 0;  // window 0: none
   bool causal = false;
   double scale = 1;
-  std::int64_t layout_heads = 0;  // 0: no layout; 1, or heads
-  std::vector<bool> layout;       // [layout_heads][query blocks][key blocks]
-  std::vector<bool> key_mask;     // [batch][keys], or empty
-  std::vector<bool> mask;         // [batch][heads][queries][keys], or empty
+  std::int64_t layout_heads = 0, layout_rows = 0, layout_cols = 0;  // 0 heads: no layout
+  std::vector<bool> layout;                            // [layout_heads][query blocks][key blocks]
+  std::vector<std::int64_t> cu_seqlens, cu_seqlens_k;  // or empty
+  std::vector<std::int64_t> document_ids;              // [batch][queries], or empty
+  std::vector<bool> key_mask;                          // [batch][keys], or empty
+  std::vector<bool> mask;                              // [batch][heads][queries][keys], or empty
   std::vector<double> query, key, value;
+
+  /// The sequence that a position belongs to.
+  struct Sequence {
+    std::int64_t first = 0, length = 0, id = 0;
+  };
+
+  Sequence sequence_of(std::int64_t b, std::int64_t i, std::int64_t total,
+                       const std::vector<std::int64_t>& cu) const {
+    if (!document_ids.empty()) {
+      const std::int64_t* ids = document_ids.data() + b * queries;
+      std::int64_t first = i, last = i;
+      while (first > 0 && ids[first - 1] == ids[i]) --first;
+      while (last + 1 < queries && ids[last + 1] == ids[i]) ++last;
+      return {first, last + 1 - first, first};
+    }
+    for (std::size_t s = 0; s + 1 < cu.size(); ++s) {
+      if (cu[s] <= i && i < cu[s + 1]) {
+        return {cu[s], cu[s + 1] - cu[s], static_cast<std::int64_t>(s)};
+      }
+    }
+    return {0, total, 0};
+  }
 
   bool allowed(std::int64_t b, std::int64_t h, std::int64_t i, std::int64_t j) const {
     const auto at = [](const std::vector<bool>& x, std::int64_t index) {
       return static_cast<bool>(x[static_cast<std::size_t>(index)]);
     };
-    if (layout_heads > 0) {
-      const std::int64_t rows = (queries + block_size - 1) / block_size,
-                         cols = (keys + block_size - 1) / block_size;
-      const std::int64_t head = layout_heads == 1 ? 0 : h;
-      if (!at(layout, (head * rows + i / block_size) * cols + j / block_size)) return false;
-    }
     if (!key_mask.empty() && !at(key_mask, b * keys + j)) return false;
     if (!mask.empty() && !at(mask, ((b * heads + h) * queries + i) * keys + j)) return false;
-    const std::int64_t back = i + keys - queries - j;  // how far the key lies before the query
+    const Sequence of_query = sequence_of(b, i, queries, cu_seqlens),
+                   of_key = sequence_of(b, j, keys, cu_seqlens_k);
+    if (of_query.id != of_key.id) return false;
+    i -= of_query.first, j -= of_key.first;
+    // how far the key lies before the query
+    const std::int64_t back = i + of_key.length - of_query.length - j;
+    const bool in_time = !causal || back >= 0;
+    if (in_time && std::abs(back) < local) return true;
+    if (layout_heads > 0) {
+      const std::int64_t head = layout_heads == 1 ? 0 : h;
+      const std::int64_t line = head * layout_rows + i / block_size;
+      if (!at(layout, line * layout_cols + j / block_size)) return false;
+    }
     if (back % stride != 0) return false;
     if (j < prefix) return true;
-    if (causal && back < 0) return false;
-    return window == 0 || std::abs(back) < window;
+    return in_time && (window == 0 || std::abs(back) < window);
   }
 
   const double* query_row(std::int64_t b, std::int64_t h, std::int64_t i) const {

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
-// What attention does with one tile of queries and a run of keys: logits, the softmax that is
-// carried along, and what is stored. Logits are in units of log2, so that weights
-// are 2^(logit - max).
+// The softmax of attention for one tile of queries and a run of keys. Logits stand one key per row,
+// one query per lane, in units of log2, so that weights are 2^(logit - max) and neither the maximum
+// nor the sum over keys crosses lanes.
 #if defined(WEIR_KERNELS_CPU_ATTENTION_TILE_INL_H_) == defined(HWY_TARGET_TOGGLE)
 #ifdef WEIR_KERNELS_CPU_ATTENTION_TILE_INL_H_
 #undef WEIR_KERNELS_CPU_ATTENTION_TILE_INL_H_
@@ -14,128 +14,139 @@
 #include <algorithm>
 #include <cmath>
 #include <cstddef>
-#include <cstring>
 
-#include "kernels/cpu/attention_pack-inl.h"
-#include "kernels/cpu/attention_runs-inl.h"
+#include "kernels/cpu/attention_operands-inl.h"
 #include "kernels/cpu/exp2-inl.h"
 #include "kernels/cpu/matmul-inl.h"
-#include "kernels/cpu/row-inl.h"
+#include "kernels/dropout.h"
 
 HWY_BEFORE_NAMESPACE();
 namespace weir::kernels {
 namespace HWY_NAMESPACE {
 namespace hn = hwy::HWY_NAMESPACE;
 
-constexpr double kLog2E = 1.442695040888963407360, kLn2 = 0.693147180559945309417;
+constexpr double kSelfLogit = -5e4;  // natural; counts only when nothing else is there
 
+/// Row of key j in `logits` or `grads`.
 template <class T>
-struct Tile {
-  T *queries, *query_sums;                       // [rows, padded dim]
-  T *upstream, *sums;                            // [rows, padded value_dim]
-  T *logits, *grads;                             // [rows, kTileKeys]
-  T *max, *total, *factor, *lse, *delta, *keep;  // [rows]; keep: [kTileKeys]
-  bool finite = true;                            // queries and upstream
-};
-
-template <class T>
-HWY_INLINE Tile<T> TakeTile(const BlockSparseAttentionShape& shape, std::byte* workspace) {
-  Scratch scratch(workspace);
-  const std::size_t rows = kMostTileRows, dim = Padded(static_cast<std::size_t>(shape.dim)),
-                    value_dim = Padded(static_cast<std::size_t>(shape.value_dim));
-  Tile<T> tile;
-  tile.queries = scratch.take<T>(rows * dim);
-  tile.query_sums = scratch.take<T>(rows * dim);
-  tile.upstream = scratch.take<T>(rows * value_dim);
-  tile.sums = scratch.take<T>(rows * value_dim);
-  tile.logits = scratch.take<T>(rows * kTileKeys);
-  tile.grads = scratch.take<T>(rows * kTileKeys);
-  for (T** numbers : {&tile.max, &tile.total, &tile.factor, &tile.lse, &tile.delta, &tile.keep}) {
-    *numbers = scratch.take<T>(std::max<std::size_t>(rows, kTileKeys));
-  }
-  return tile;
+HWY_INLINE T* RowOf(const KeyRun& run, std::int64_t j, T* tile) {
+  return tile + (j - run.begin) * kMostTileRows;
 }
 
+/// to[j, r] = <key j, row r of the panel>, or of values.
 template <class T>
-HWY_INLINE PackedKeys<T> KeysOf(const BlockSparseAttentionShape& shape, const PackedKeys<T>& packed,
-                                const TilePlace& at) {
-  return Advance(shape, packed, at.kv_index, at.segment->key_panel);
-}
-
-template <class T>
-HWY_INLINE std::size_t VectorsOf(std::int64_t count) {
+HWY_INLINE void MultiplyPanel(const KeyRun& run, const T* rows, std::size_t step,
+                              std::int64_t features, const T* panel, T* to) {
   const std::size_t lanes = hn::Lanes(hn::ScalableTag<T>());
-  return (static_cast<std::size_t>(count) + lanes - 1) / lanes;
+  const auto depth = static_cast<std::size_t>((features + 3) / 4 * 4);
+  Multiply<false, T>(run.keys(), (run.rows() + lanes - 1) / lanes,
+                     static_cast<std::size_t>(features), {rows, step, 1},
+                     {panel + static_cast<std::size_t>(run.row) * depth, lanes, depth * lanes},
+                     {to + run.row, kMostTileRows});
 }
 
-// ---- logits
+// ---- which pairs
 
-/// to = left times the keys (or values) of a run, packed as groups of one per lane.
+/// Rows [from, to) stay except [hole, hole_end); others become -inf.
 template <class T>
-HWY_INLINE void MultiplyPanels(std::size_t rows, std::int64_t features, const KeyRun& run,
-                               const Left<T>& left, const T* panels, T* to) {
-  const std::size_t lanes = hn::Lanes(hn::ScalableTag<T>());
-  const auto depth = static_cast<std::size_t>(attention_depth(features));
-  const T* at = panels + static_cast<std::size_t>(run.first) * depth;
-  Multiply<false, T>(rows, run.padded() / lanes, static_cast<std::size_t>(features), left,
-                     {at, lanes, depth * lanes}, {to, kTileKeys});
-}
-
-/// Logits at keys [begin, end) that `keep` leaves stay, others become -inf.
-template <class T>
-HWY_INLINE void MaskRow(std::int64_t begin, std::int64_t end, const KeyRun& run, const T* keep,
-                        T* HWY_RESTRICT logits) {
+HWY_INLINE void MaskRow(const KeyRun& run, std::int64_t from, std::int64_t to, std::int64_t hole,
+                        std::int64_t hole_end, T* HWY_RESTRICT logits) {
   const hn::ScalableTag<T> d;
-  const auto nothing = hn::Set(d, kNothing<T>), half = hn::Set(d, T(0.5));
-  const auto low = hn::Set(d, static_cast<T>(begin - run.first)),
-             high = hn::Set(d, static_cast<T>(end - run.first));
-  for (std::size_t i = 0; i < run.padded(); i += hn::Lanes(d)) {
-    const auto column = hn::Iota(d, static_cast<T>(i));
-    const auto inside = hn::And(hn::Ge(column, low), hn::Lt(column, high));
-    const auto kept = hn::And(inside, hn::Gt(hn::Load(d, keep + i), half));
-    hn::Store(hn::IfThenElse(kept, hn::Load(d, logits + i), nothing), d, logits + i);
+  const auto set = [&](std::int64_t row) HWY_ATTR {  // clamped, so that T holds it
+    return hn::Set(d, static_cast<T>(std::clamp<std::int64_t>(row, 0, kMostTileRows)));
+  };
+  const auto low = set(from), high = set(to), hole_low = set(hole), hole_high = set(hole_end);
+  for (std::int64_t r = run.row; r < run.row_end; r += static_cast<std::int64_t>(hn::Lanes(d))) {
+    const auto row = hn::Iota(d, static_cast<T>(r));
+    const auto inside = hn::And(hn::Ge(row, low), hn::Lt(row, high));
+    const auto in_hole = hn::And(hn::Ge(row, hole_low), hn::Lt(row, hole_high));
+    const auto logit = hn::Load(d, logits + r);
+    hn::Store(hn::IfThenElse(hn::AndNot(in_hole, inside), logit, hn::Set(d, kNothing<T>)), d,
+              logits + r);
   }
 }
 
 template <class T>
-HWY_INLINE void ApplyMask(const BlockSparseAttentionShape& shape, const TilePlace& at,
-                          const KeyRun& run, std::int64_t r, T* HWY_RESTRICT logits) {
-  const std::uint8_t* line = shape.mask + at.batch * shape.mask_batch + at.head * shape.mask_head +
-                             at.query(r) * shape.mask_query;
+HWY_INLINE void MaskKeys(const BlockSparseAttentionShape& shape, const TilePlace& at,
+                         const KeyRun& run, Tile<T>& tile) {
+  const std::int64_t hole = at.segment->hole;
+  std::int64_t from = run.row, to = run.row;
   for (std::int64_t j = run.begin; j < run.end; ++j) {
-    const std::int64_t key = at.segment->key_first + j * at.segment->step;
-    if (line[key * shape.mask_key] == 0) logits[j - run.first] = kNothing<T>;
+    T* logits = RowOf(run, j, tile.logits);
+    if (!Kept(shape, at, j)) {
+      MaskRow(run, 0, 0, 0, 0, logits);
+      continue;
+    }
+    if (run.bounded) {
+      while (from < run.row_end && at.high[from] < j) ++from;
+      while (to < run.row_end && at.low[to] <= j) ++to;
+    } else {
+      to = run.row_end;
+    }
+    const std::int64_t self = j - at.position();  // the row at the key's position
+    const bool whole = from == run.row && to == run.row_end && hole == 0;
+    if (!whole) MaskRow(run, from, to, shape.causal ? self : self - hole + 1, self + hole, logits);
   }
 }
 
+/// `mask`, and a stride within the segment.
 template <class T>
-HWY_INLINE void ApplyStride(const TilePlace& at, const KeyRun& run, std::int64_t stride,
-                            std::int64_t r, T* HWY_RESTRICT logits) {
-  const std::int64_t position = at.segment->offset + at.row + r;
-  for (std::int64_t j = run.begin; j < run.end; ++j) {
-    if ((position - j) % stride != 0) logits[j - run.first] = kNothing<T>;
+HWY_INLINE void MaskPairs(const BlockSparseAttentionShape& shape, const TilePlace& at,
+                          const KeyRun& run, Tile<T>& tile) {
+  if (shape.mask == nullptr && shape.stride == 1) return;
+  const std::uint8_t* mask = shape.mask + at.batch * shape.mask_batch + at.head * shape.mask_head;
+  for (std::int64_t r = run.row; r < run.row_end; ++r) {
+    for (std::int64_t j = run.begin; j < run.end; ++j) {
+      const bool kept = shape.mask == nullptr ||
+                        mask[at.query(r) * shape.mask_query + at.key(j) * shape.mask_key] != 0;
+      if (!kept || (at.position() + r - j) % shape.stride != 0) {
+        RowOf(run, j, tile.logits)[r] = kNothing<T>;
+      }
+    }
   }
+}
+
+/// Calls f(j, r, count, index): rows [r, r + count) at key j have the bias at index, index + 1, ...
+template <class F>
+HWY_INLINE void ForEachBias(const BlockSparseAttentionShape& shape, const TilePlace& at,
+                            const KeyRun& run, const F& f) {
+  for (std::int64_t r = run.row, count = 0; r < run.row_end; r += count) {
+    const std::int64_t position = at.position() + r, row = FloorMod(position, shape.bias_rows);
+    count = std::min(run.row_end - r, shape.bias_rows - row);
+    const std::int64_t first = position - row - shape.bias_behind;
+    const std::int64_t begin = std::max(run.begin, first),
+                       end = std::min(run.end, first + shape.bias_columns);
+    for (std::int64_t j = begin; j < end; ++j) f(j, r, count, (j - first) * shape.bias_rows + row);
+  }
+}
+
+/// The row whose query stands at key j, if the run has it; else -1.
+HWY_INLINE std::int64_t SelfRow(const TilePlace& at, const KeyRun& run, std::int64_t j) {
+  const std::int64_t r = j - at.position();
+  return r >= run.row && r < run.row_end ? r : -1;
 }
 
 /// Logits of the tile against a run; -inf where the pair is not allowed.
-template <class T>
-HWY_INLINE void Logits(const BlockSparseAttentionShape& shape, const TilePlace& at,
-                       const PackedKeys<T>& keys, const KeyRun& run, Tile<T>& tile) {
-  const auto dim = static_cast<std::size_t>(shape.dim);
-  MultiplyPanels(static_cast<std::size_t>(at.rows), shape.dim, run,
-                 Left<T>{tile.queries, Padded(dim), 1}, keys.keys, tile.logits);
-  const std::uint8_t* kept = keys.keep + run.first;
-  const bool all_kept = std::memchr(kept, 0, run.padded()) == nullptr;
-  for (std::size_t i = 0; i < run.padded(); ++i) tile.keep[i] = static_cast<T>(kept[i]);
-  for (std::int64_t r = 0; r < at.rows; ++r) {
-    T* row = tile.logits + r * kTileKeys;
-    const std::int64_t begin = run.bounded ? std::max(run.begin, at.low(r)) : run.begin;
-    const std::int64_t end = run.bounded ? std::min(run.end, at.high(r) + 1) : run.end;
-    const bool whole = begin <= run.first && end >= run.first + run.panels * run.width;
-    if (!whole || !all_kept) MaskRow(begin, end, run, tile.keep, row);
-    if (shape.mask != nullptr) ApplyMask(shape, at, run, r, row);
-    if (shape.stride > 1) ApplyStride(at, run, shape.stride, r, row);
+template <class Value, class T>
+HWY_INLINE void Logits(const BlockSparseAttentionOperands<Value, T>& in, const TilePlace& at,
+                       const RunRows<T>& rows, const KeyRun& run, Tile<T>& tile) {
+  const auto& shape = in.shape;
+  MultiplyPanel(run, rows.keys, rows.key_row, shape.dim, tile.query_panel, tile.logits);
+  if (in.bias != nullptr) {
+    const T* bias = in.bias + at.head * shape.bias_rows * shape.bias_columns;
+    ForEachBias(shape, at, run,
+                [&](std::int64_t j, std::int64_t r, std::int64_t count, std::int64_t index) {
+                  T* HWY_RESTRICT to = RowOf(run, j, tile.logits) + r;
+                  const T* HWY_RESTRICT from = bias + index;
+                  for (std::int64_t i = 0; i < count; ++i) to[i] += from[i] * T(kLog2E);
+                });
   }
+  for (std::int64_t j = run.begin; shape.self_last && j < run.end; ++j) {
+    const std::int64_t r = SelfRow(at, run, j);
+    if (r >= 0) RowOf(run, j, tile.logits)[r] = static_cast<T>(kSelfLogit * kLog2E);
+  }
+  MaskKeys(shape, at, run, tile);
+  MaskPairs(shape, at, run, tile);
 }
 
 // ---- softmax
@@ -151,178 +162,99 @@ HWY_INLINE hn::Vec<D> Weight(D d, hn::Vec<D> t) {
 /// Logits to weights against the largest logit so far; what was summed up before is scaled down to
 /// it.
 template <class T>
-HWY_INLINE void AccumulateSoftmax(const TilePlace& at, const KeyRun& run, std::size_t columns,
-                                  Tile<T>& tile) {
+HWY_INLINE void AccumulateSoftmax(const KeyRun& run, std::size_t columns, Tile<T>& tile) {
   const hn::ScalableTag<T> d;
-  const std::size_t lanes = hn::Lanes(d);
-  for (std::int64_t r = 0; r < at.rows; ++r) {
-    const T* HWY_RESTRICT logits = tile.logits + r * kTileKeys;
-    auto max = hn::Set(d, kNothing<T>);
-    for (std::size_t i = 0; i < run.padded(); i += lanes)
-      max = hn::Max(hn::Load(d, logits + i), max);
-    const T largest = std::max(tile.max[r], hn::GetLane(hn::MaxOfLanes(d, max)));
-    tile.factor[r] = tile.max[r] - (largest > kNothing<T> ? largest : T(0));
-    tile.max[r] = largest;
-  }
-  for (std::size_t r = 0; r < static_cast<std::size_t>(at.rows); r += lanes) {
-    hn::Store(Weight(d, hn::Load(d, tile.factor + r)), d, tile.factor + r);
-  }
-  for (std::int64_t r = 0; r < at.rows; ++r) {
-    T* HWY_RESTRICT logits = tile.logits + r * kTileKeys;
-    const auto reference = hn::Set(d, tile.max[r] > kNothing<T> ? tile.max[r] : T(0));
-    auto sum = hn::Zero(d);
-    for (std::size_t i = 0; i < run.padded(); i += lanes) {
-      const auto weight = Weight(d, hn::Sub(hn::Load(d, logits + i), reference));
-      hn::Store(weight, d, logits + i);
+  const std::size_t keys = run.keys(), lanes = hn::Lanes(d);
+  const auto nothing = hn::Set(d, kNothing<T>);
+  const auto row = static_cast<std::size_t>(run.row), end = static_cast<std::size_t>(run.row_end);
+  for (std::size_t r = row; r < end; r += lanes) {
+    T* HWY_RESTRICT logits = tile.logits + r;
+    const auto before = hn::Load(d, tile.max + r);
+    auto max = before;
+    for (std::size_t j = 0; j < keys; ++j) {
+      max = hn::Max(hn::Load(d, logits + j * kMostTileRows), max);  // this way round drops NaN
+    }
+    const auto reference = hn::IfThenZeroElse(hn::Eq(max, nothing), max);
+    const auto factor = Weight(d, hn::Sub(before, reference));
+    auto sum = hn::Mul(hn::Load(d, tile.total + r), factor);
+    for (std::size_t j = 0; j < keys; ++j) {
+      T* HWY_RESTRICT at = logits + j * kMostTileRows;
+      const auto weight = Weight(d, hn::Sub(hn::Load(d, at), reference));
+      hn::Store(weight, d, at);
       sum = hn::Add(sum, weight);
     }
+    hn::Store(max, d, tile.max + r);
+    hn::Store(factor, d, tile.factor + r);
+    hn::Store(sum, d, tile.total + r);
+  }
+  for (std::size_t r = row; r < end; ++r) {
     const T factor = tile.factor[r];
-    tile.total[r] = tile.total[r] * factor + hn::GetLane(hn::SumOfLanes(d, sum));
-    if (factor == T(1)) continue;
-    T* HWY_RESTRICT sums = tile.sums + static_cast<std::size_t>(r) * columns;
-    for (std::size_t i = 0; i < columns; i += lanes) {
-      hn::Store(hn::Mul(hn::Load(d, sums + i), hn::Set(d, factor)), d, sums + i);
-    }
+    if (factor != T(1)) ScaleRow(tile.sums + r * columns, columns, factor, tile.sums + r * columns);
   }
 }
 
-/// C += A B for what the tile and a run exchange. A zero in A is a pair that is not allowed: NaN in
-/// B must not meet it.
+/// C += A B for what the tile and a run exchange. Unless all is finite, a zero in A is a pair that
+/// is not allowed: NaN in B must not meet it.
 template <class T>
-HWY_INLINE void AddProduct(const PackedKeys<T>& keys, const KeyRun& run, std::size_t rows,
-                           std::size_t vectors, std::size_t depth, const Left<T>& a,
-                           const Right<T>& b, const Product<T>& c, bool finite = true) {
-  const std::uint8_t* flags = keys.finite + run.first / run.width;
-  if (finite && std::memchr(flags, 0, static_cast<std::size_t>(run.panels)) == nullptr) {
+HWY_INLINE void AddProduct(bool finite, std::size_t rows, std::size_t columns, std::size_t depth,
+                           const Left<T>& a, const Right<T>& b, const Product<T>& c) {
+  const std::size_t lanes = hn::Lanes(hn::ScalableTag<T>());
+  const std::size_t vectors = (columns + lanes - 1) / lanes;
+  if (finite) {
     Multiply<true>(rows, vectors, depth, a, b, c);
   } else {
     MultiplyPresent(rows, vectors, depth, a, b, c);
   }
 }
 
-// ---- in and out
-
-/// to[i] = from[i] * factor, `count` padded
-template <class T>
-HWY_INLINE void ScaleRow(const T* from, std::size_t padded, T factor, T* to) {
-  const hn::ScalableTag<T> d;
-  for (std::size_t i = 0; i < padded; i += hn::Lanes(d)) {
-    hn::Store(hn::Mul(hn::Load(d, from + i), hn::Set(d, factor)), d, to + i);
-  }
-}
-
-template <class Value, class T>
-HWY_INLINE void LoadQueries(const BlockSparseAttentionOperands<Value>& in, const TilePlace& at,
-                            double scale, Tile<T>& tile) {
-  const auto dim = static_cast<std::size_t>(in.shape.dim);
-  const AttentionStrides& strides = in.query_strides;
-  tile.finite = true;
-  for (std::int64_t r = 0; r < at.rows; ++r) {
-    T* row = tile.queries + static_cast<std::size_t>(r) * Padded(dim);
-    LoadRow(in.query + at.batch * strides.batch + at.head * strides.head +
-                at.query(r) * strides.position,
-            dim, T(0), row);
-    ScaleRow(row, Padded(dim), static_cast<T>(scale), row);
-    tile.finite &= AllFinite(row, Padded(dim));
-  }
-}
-
-/// The index of query row r in tensors of (batch, heads, queries).
-HWY_INLINE std::int64_t IndexOf(const BlockSparseAttentionShape& shape, const TilePlace& at,
-                                std::int64_t r) {
-  return (at.batch * shape.heads + at.head) * shape.queries + at.query(r);
-}
-
-template <class Value, class T>
-HWY_INLINE void StoreOutput(const BlockSparseAttentionForward<Value, T>& args, const TilePlace& at,
-                            std::size_t columns, Tile<T>& tile) {
-  const auto& shape = args.in.shape;
-  for (std::int64_t r = 0; r < at.rows; ++r) {
-    const std::int64_t index = IndexOf(shape, at, r);
-    T* row = tile.sums + static_cast<std::size_t>(r) * columns;
-    const T total = tile.total[r];
-    ScaleRow(row, columns, total == T(0) ? T(0) : T(1) / total, row);
-    StoreRow(row, static_cast<std::size_t>(shape.value_dim), args.output + index * shape.value_dim);
-    args.lse[index] = total == T(0) ? kNothing<T>
-                                    : static_cast<T>((static_cast<double>(tile.max[r]) +
-                                                      std::log2(static_cast<double>(total))) *
-                                                     kLn2);
-  }
-}
-
-/// The upstream gradient, its product with the output, and the log-sum-exp in units of log2.
-template <class Value, class T>
-HWY_INLINE void LoadUpstream(const BlockSparseAttentionBackward<Value, T>& args,
-                             const TilePlace& at, std::size_t columns, Tile<T>& tile) {
-  const hn::ScalableTag<T> d;
-  const auto& shape = args.in.shape;
-  const auto value_dim = static_cast<std::size_t>(shape.value_dim);
-  for (std::int64_t r = 0; r < at.rows; ++r) {
-    const std::int64_t index = IndexOf(shape, at, r);
-    T* upstream = tile.upstream + static_cast<std::size_t>(r) * columns;
-    LoadRow(args.grad + index * shape.value_dim, value_dim, T(0), upstream);
-    LoadRow(args.output + index * shape.value_dim, value_dim, T(0), tile.sums);
-    tile.finite &= AllFinite(upstream, columns);
-    auto delta = hn::Zero(d);
-    for (std::size_t i = 0; i < columns; i += hn::Lanes(d)) {
-      delta = hn::MulAdd(hn::Load(d, upstream + i), hn::Load(d, tile.sums + i), delta);
-    }
-    tile.delta[r] = hn::GetLane(hn::SumOfLanes(d, delta));
-    const T lse = args.lse[index];
-    tile.lse[r] = lse > kNothing<T> || lse != lse ? static_cast<T>(lse * kLog2E) : T(0);
-  }
-}
-
 /// Logits to weights p, and grads (of the weights) to p (grad - delta): the gradient of the logits.
 template <class T>
-HWY_INLINE void GradientOfLogits(const TilePlace& at, const KeyRun& run, Tile<T>& tile) {
+HWY_INLINE void GradientOfLogits(const BlockSparseAttentionShape& shape, const TilePlace& at,
+                                 const KeyRun& run, Tile<T>& tile) {
   const hn::ScalableTag<T> d;
   const auto nothing = hn::Set(d, kNothing<T>);
-  for (std::int64_t r = 0; r < at.rows; ++r) {
-    T* HWY_RESTRICT logits = tile.logits + r * kTileKeys;
-    T* HWY_RESTRICT grads = tile.grads + r * kTileKeys;
-    const auto lse = hn::Set(d, tile.lse[r]), delta = hn::Set(d, tile.delta[r]);
-    for (std::size_t i = 0; i < run.padded(); i += hn::Lanes(d)) {
-      const auto logit = hn::Load(d, logits + i);
+  const std::size_t keys = run.keys();
+  for (std::int64_t r = run.row; r < run.row_end; r += static_cast<std::int64_t>(hn::Lanes(d))) {
+    const auto lse = hn::Load(d, tile.lse + r), delta = hn::Load(d, tile.delta + r);
+    for (std::size_t j = 0; j < keys; ++j) {
+      T* HWY_RESTRICT logits = tile.logits + j * kMostTileRows + r;
+      T* HWY_RESTRICT grads = tile.grads + j * kMostTileRows + r;
+      const auto logit = hn::Load(d, logits);
       const auto away = hn::Eq(logit, nothing);
       const auto weight = hn::IfThenZeroElse(away, Weight(d, hn::Sub(logit, lse)));
-      const auto grad = hn::Mul(weight, hn::Sub(hn::Load(d, grads + i), delta));
-      hn::Store(weight, d, logits + i);
-      hn::Store(hn::IfThenZeroElse(away, grad), d, grads + i);
+      const auto grad = hn::Mul(weight, hn::Sub(hn::Load(d, grads), delta));
+      hn::Store(weight, d, logits);
+      hn::Store(hn::IfThenZeroElse(away, grad), d, grads);
     }
   }
-}
-
-template <class Value, class T>
-HWY_INLINE void StoreQueryGradient(const BlockSparseAttentionBackward<Value, T>& args,
-                                   const TilePlace& at, std::size_t columns, Tile<T>& tile) {
-  const auto& shape = args.in.shape;
-  for (std::int64_t r = 0; r < at.rows; ++r) {
-    T* row = tile.query_sums + static_cast<std::size_t>(r) * columns;
-    ScaleRow(row, columns, static_cast<T>(shape.scale), row);
-    StoreRow(row, static_cast<std::size_t>(shape.dim),
-             args.grad_query + IndexOf(shape, at, r) * shape.dim);
+  for (std::int64_t j = run.begin; shape.self_last && j < run.end; ++j) {
+    const std::int64_t r = SelfRow(at, run, j);
+    if (r >= 0) RowOf(run, j, tile.grads)[r] = T(0);
   }
 }
 
-/// The queries carried scale * log2(e): their sums are ln(2) too large by its inverse.
-template <class Value, class T>
-HWY_INLINE void StoreKeyGradients(const BlockSparseAttentionBackward<Value, T>& args,
-                                  std::int64_t batch, std::int64_t kv_head,
-                                  const AttentionSegment& segment, Tile<T>& tile) {
-  const auto& shape = args.in.shape;
-  const auto dim = static_cast<std::size_t>(shape.dim),
-             value_dim = static_cast<std::size_t>(shape.value_dim);
-  const std::int64_t kv_index = batch * shape.kv_heads + kv_head;
-  const auto first = static_cast<std::size_t>(
-      ((kv_index - args.packed.first) * shape.panels + segment.key_panel) * kAttentionPanel<T>);
-  for (std::int64_t j = 0; j < segment.keys; ++j) {
-    const std::int64_t key = kv_index * shape.keys + segment.key_first + j * segment.step;
-    const std::size_t row = first + static_cast<std::size_t>(j);
-    ScaleRow(args.key_sums + row * Padded(dim), Padded(dim), static_cast<T>(kLn2), tile.queries);
-    StoreRow(tile.queries, dim, args.grad_key + key * shape.dim);
-    StoreRow(args.value_sums + row * Padded(value_dim), value_dim,
-             args.grad_value + key * shape.value_dim);
+// ---- dropout
+
+template <class T>
+HWY_INLINE void SetDropout(const BlockSparseAttentionShape& shape, const TilePlace& at,
+                           Tile<T>& tile) {
+  if (shape.dropout == 0) return;
+  const std::uint32_t head = dropout_head(shape.seed, at.batch * shape.heads + at.head);
+  for (std::int64_t r = 0; r < at.rows; ++r) tile.dropout[r] = dropout_row(head, at.query(r));
+}
+
+/// Drops entries of a run's weights or their gradients, and scales the others up.
+template <class T>
+HWY_INLINE void ApplyDropout(const BlockSparseAttentionShape& shape, const TilePlace& at,
+                             const KeyRun& run, const Tile<T>& tile, T* to) {
+  if (shape.dropout == 0) return;
+  const std::uint32_t threshold = dropout_threshold(shape.dropout);
+  const T factor = static_cast<T>(1 / (1 - shape.dropout));
+  for (std::int64_t j = run.begin; j < run.end; ++j) {
+    T* HWY_RESTRICT row = RowOf(run, j, to);
+    for (std::int64_t r = run.row; r < run.row_end; ++r) {
+      row[r] = dropout_bits(tile.dropout[r], at.key(j)) < threshold ? T(0) : row[r] * factor;
+    }
   }
 }
 

@@ -1,12 +1,13 @@
 // SPDX-License-Identifier: Apache-2.0
 // block_sparse_attention on the CPU, once per instruction set. A tile of queries walks over the
-// runs of keys that its pattern allows; keys are packed in panels so that logits are products of
-// registers.
+// runs of keys that its pattern allows; the queries are transposed once per tile, keys and values
+// are read where they lie.
 #include "kernels/block_sparse_attention.h"
 
 #include <algorithm>
 #include <cmath>
 #include <limits>
+#include <type_traits>
 
 #include "kernels/cpu/flush_denormals.h"
 #include "kernels/scratch.h"
@@ -25,7 +26,6 @@ constexpr std::int64_t kMostTileRows = 64, kTileKeys = 64;
 #include <hwy/foreach_target.h>
 #include <hwy/highway.h>
 
-#include "kernels/cpu/attention_pack-inl.h"
 #include "kernels/cpu/attention_tile-inl.h"
 
 HWY_BEFORE_NAMESPACE();
@@ -36,29 +36,30 @@ template <class Value, class T>
 HWY_INLINE void ForwardTile(const BlockSparseAttentionForward<Value, T>& args, const TilePlace& at,
                             Tile<T>& tile) {
   const auto& shape = args.in.shape;
-  LoadQueries(args.in, at, shape.scale * kLog2E, tile);
-  const std::size_t columns = Padded(static_cast<std::size_t>(shape.value_dim));
+  const std::size_t lanes = hn::Lanes(hn::ScalableTag<T>());
+  const std::size_t columns = PaddedSize(shape.value_dim);
+  LoadQueries(args.in, at, tile);
+  SetDropout(shape, at, tile);
   std::fill(tile.sums, tile.sums + at.rows * static_cast<std::int64_t>(columns), T(0));
-  std::fill(tile.max, tile.max + at.rows, kNothing<T>);
-  std::fill(tile.total, tile.total + at.rows, T(0));
-  const PackedKeys<T> keys = KeysOf(shape, args.packed, at);
-  ForEachRunOfWidth(shape, at, kAttentionPanel<T>, [&](const KeyRun& run) HWY_ATTR {
-    Logits(shape, at, keys, run, tile);
-    AccumulateSoftmax(at, run, columns, tile);
-    AddProduct<T>(keys, run, static_cast<std::size_t>(at.rows), VectorsOf<T>(shape.value_dim),
-                  run.padded(), {tile.logits, kTileKeys, 1},
-                  {keys.value_rows + run.first * static_cast<std::int64_t>(columns), columns,
-                   hn::Lanes(hn::ScalableTag<T>())},
-                  {tile.sums, columns});
+  std::fill(tile.max, tile.max + kMostTileRows, kNothing<T>);
+  std::fill(tile.total, tile.total + kMostTileRows, T(0));
+  ForEachRun(shape, at, lanes, [&](const KeyRun& run) HWY_ATTR {
+    const RunRows<T> rows = LoadRun(args.in, at, run, tile);
+    Logits(args.in, at, rows, run, tile);
+    AccumulateSoftmax(run, columns, tile);
+    ApplyDropout(shape, at, run, tile, tile.logits);
+    AddProduct<T>(rows.finite, run.rows(), static_cast<std::size_t>(shape.value_dim), run.keys(),
+                  {tile.logits + run.row, 1, kMostTileRows}, {rows.values, rows.value_row, lanes},
+                  {tile.sums + static_cast<std::size_t>(run.row) * columns, columns});
   });
-  StoreOutput(args, at, columns, tile);
+  StoreOutput(args, at, tile);
 }
 
 template <class Value, class T>
 HWY_INLINE void Forward(const BlockSparseAttentionForward<Value, T>& args, std::int64_t begin,
                         std::int64_t end, std::byte* workspace) {
   const auto& shape = args.in.shape;
-  Tile<T> tile = TakeTile<T>(shape, workspace);
+  Tile<T> tile = TakeTile<T>(shape, false, workspace);
   for (std::int64_t index = begin; index < end; ++index) {
     const std::int64_t head = index / shape.tiles % shape.heads;
     const std::int64_t batch = index / (shape.tiles * shape.heads);
@@ -66,70 +67,153 @@ HWY_INLINE void Forward(const BlockSparseAttentionForward<Value, T>& args, std::
   }
 }
 
-/// All query tiles of one head over one segment: adds to the sums of its keys and values, writes
-/// the gradient of its queries.
+/// Where the gradients of a segment's keys and values are summed up: in place, or in scratch when
+/// they must be rounded, rotated back or padded.
+template <class T>
+struct KeySums {
+  T *keys = nullptr, *values = nullptr;
+  std::size_t key_row = 0, value_row = 0;
+  bool keys_in_place = false, values_in_place = false;
+};
+
+/// The first key and value of a segment in their gradients.
+template <class Value, class T>
+HWY_INLINE std::int64_t FirstKey(const BlockSparseAttentionBackward<Value, T>& args,
+                                 const AttentionSegment& segment, std::int64_t batch,
+                                 std::int64_t kv_head) {
+  const auto& shape = args.in.shape;
+  return ((batch + segment.batch) * shape.kv_heads + kv_head) * shape.keys + segment.key_first;
+}
+
+template <class Value, class T>
+HWY_INLINE KeySums<T> ZeroKeySums(const BlockSparseAttentionBackward<Value, T>& args,
+                                  const AttentionSegment& segment, std::int64_t first,
+                                  Tile<T>& tile) {
+  const auto& shape = args.in.shape;
+  const auto lanes = static_cast<std::int64_t>(hn::Lanes(hn::ScalableTag<T>()));
+  KeySums<T> sums = {.keys = tile.key_sums,
+                     .values = tile.value_sums,
+                     .key_row = PaddedSize(shape.dim),
+                     .value_row = PaddedSize(shape.value_dim)};
+  if constexpr (std::is_same_v<Value, T>) {
+    sums.keys_in_place = shape.dim % lanes == 0 && args.in.key_rotation == nullptr;
+    sums.values_in_place = shape.value_dim % lanes == 0;
+    if (sums.keys_in_place) {
+      sums.keys = args.grad_key + first * shape.dim;
+      sums.key_row = static_cast<std::size_t>(segment.step * shape.dim);
+    }
+    if (sums.values_in_place) {
+      sums.values = args.grad_value + first * shape.value_dim;
+      sums.value_row = static_cast<std::size_t>(segment.step * shape.value_dim);
+    }
+  }
+  const auto dim = sums.keys_in_place ? static_cast<std::size_t>(shape.dim) : sums.key_row;
+  const auto value_dim =
+      sums.values_in_place ? static_cast<std::size_t>(shape.value_dim) : sums.value_row;
+  for (std::size_t j = 0; j < static_cast<std::size_t>(segment.keys); ++j) {
+    std::fill_n(sums.keys + j * sums.key_row, dim, T(0));
+    std::fill_n(sums.values + j * sums.value_row, value_dim, T(0));
+  }
+  return sums;
+}
+
+template <class Value, class T>
+HWY_INLINE void StoreKeySums(const BlockSparseAttentionBackward<Value, T>& args,
+                             const AttentionSegment& segment, std::int64_t first,
+                             const KeySums<T>& sums) {
+  const auto& shape = args.in.shape;
+  for (std::int64_t j = 0; j < segment.keys; ++j) {
+    const std::int64_t key = first + j * segment.step;
+    if (!sums.keys_in_place) {
+      T* row = sums.keys + static_cast<std::size_t>(j) * sums.key_row;
+      if (args.in.key_rotation != nullptr) {
+        Rotate(args.in.key_rotation + (segment.key_first + j * segment.step) * shape.dim, shape.dim,
+               T(-1), row);
+      }
+      StoreRow(row, static_cast<std::size_t>(shape.dim), args.grad_key + key * shape.dim);
+    }
+    if (!sums.values_in_place) {
+      StoreRow(sums.values + static_cast<std::size_t>(j) * sums.value_row,
+               static_cast<std::size_t>(shape.value_dim), args.grad_value + key * shape.value_dim);
+    }
+  }
+}
+
+template <class Value, class T>
+HWY_INLINE void AddBiasGradient(const BlockSparseAttentionBackward<Value, T>& args,
+                                const TilePlace& at, const KeyRun& run, const Tile<T>& tile) {
+  if (args.grad_bias == nullptr) return;
+  const auto& shape = args.in.shape;
+  T* bias =
+      args.grad_bias + (at.batch * shape.heads + at.head) * shape.bias_rows * shape.bias_columns;
+  ForEachBias(shape, at, run,
+              [&](std::int64_t j, std::int64_t r, std::int64_t count, std::int64_t index) {
+                const T* HWY_RESTRICT from = RowOf(run, j, tile.grads) + r;
+                T* HWY_RESTRICT to = bias + index;
+                for (std::int64_t i = 0; i < count; ++i) to[i] += from[i];
+              });
+}
+
+/// Adds to the gradients of the keys and values that a tile sees, and writes that of its queries.
 template <class Value, class T>
 HWY_INLINE void BackwardTile(const BlockSparseAttentionBackward<Value, T>& args,
-                             const TilePlace& at, Tile<T>& tile) {
+                             const TilePlace& at, const KeySums<T>& sums, Tile<T>& tile) {
   const auto& shape = args.in.shape;
-  const std::size_t columns = Padded(static_cast<std::size_t>(shape.dim)),
-                    value_columns = Padded(static_cast<std::size_t>(shape.value_dim)),
-                    rows = static_cast<std::size_t>(at.rows),
-                    lanes = hn::Lanes(hn::ScalableTag<T>());
-  LoadQueries(args.in, at, shape.scale * kLog2E, tile);
-  LoadUpstream(args, at, value_columns, tile);
-  std::fill(tile.query_sums, tile.query_sums + rows * columns, T(0));
-  const PackedKeys<T> keys = KeysOf(shape, args.packed, at);
-  const std::int64_t kv = (at.kv_index - args.packed.first) * shape.panels * kAttentionPanel<T>;
-  T* key_sums = args.key_sums + (kv + at.segment->key_panel *
-                                          kAttentionPanel<T>)*static_cast<std::int64_t>(columns);
-  T* value_sums =
-      args.value_sums +
-      (kv + at.segment->key_panel * kAttentionPanel<T>)*static_cast<std::int64_t>(value_columns);
-  ForEachRunOfWidth(shape, at, kAttentionPanel<T>, [&](const KeyRun& run) HWY_ATTR {
-    Logits(shape, at, keys, run, tile);
-    const Left<T> upstream = {tile.upstream, value_columns, 1};
-    MultiplyPanels(rows, shape.value_dim, run, upstream, keys.values, tile.grads);
-    GradientOfLogits(at, run, tile);
-    const std::size_t count = run.padded();
-    const auto first = static_cast<std::size_t>(run.first);
-    AddProduct<T>(keys, run, count, VectorsOf<T>(shape.value_dim), rows,
-                  {tile.logits, 1, kTileKeys}, {tile.upstream, value_columns, lanes},
-                  {value_sums + first * value_columns, value_columns}, tile.finite);
-    AddProduct<T>(keys, run, count, VectorsOf<T>(shape.dim), rows, {tile.grads, 1, kTileKeys},
-                  {tile.queries, columns, lanes}, {key_sums + first * columns, columns},
-                  tile.finite);
-    AddProduct<T>(keys, run, rows, VectorsOf<T>(shape.dim), count, {tile.grads, kTileKeys, 1},
-                  {keys.key_rows + first * columns, columns, lanes}, {tile.query_sums, columns});
+  const std::size_t lanes = hn::Lanes(hn::ScalableTag<T>());
+  const auto dim = static_cast<std::size_t>(shape.dim),
+             value_dim = static_cast<std::size_t>(shape.value_dim);
+  LoadQueries(args.in, at, tile);
+  LoadUpstream(args, at, tile);
+  SetDropout(shape, at, tile);
+  std::fill(tile.query_sums, tile.query_sums + static_cast<std::size_t>(at.rows) * Padded(dim),
+            T(0));
+  ForEachRun(shape, at, lanes, [&](const KeyRun& run) HWY_ATTR {
+    const RunRows<T> rows = LoadRun(args.in, at, run, tile);
+    Logits(args.in, at, rows, run, tile);
+    MultiplyPanel(run, rows.values, rows.value_row, shape.value_dim, tile.upstream_panel,
+                  tile.grads);
+    ApplyDropout(shape, at, run, tile, tile.grads);
+    GradientOfLogits(shape, at, run, tile);
+    ApplyDropout(shape, at, run, tile, tile.logits);
+    AddBiasGradient(args, at, run, tile);
+    const auto first = static_cast<std::size_t>(run.begin), row = static_cast<std::size_t>(run.row);
+    const bool finite = rows.finite && tile.finite;
+    AddProduct<T>(finite, run.keys(), value_dim, run.rows(), {tile.logits + row, kMostTileRows, 1},
+                  {tile.upstream_rows + row * Padded(value_dim), Padded(value_dim), lanes},
+                  {sums.values + first * sums.value_row, sums.value_row});
+    AddProduct<T>(finite, run.keys(), dim, run.rows(), {tile.grads + row, kMostTileRows, 1},
+                  {tile.query_rows + row * Padded(dim), Padded(dim), lanes},
+                  {sums.keys + first * sums.key_row, sums.key_row});
+    AddProduct<T>(rows.finite, run.rows(), dim, run.keys(), {tile.grads + row, 1, kMostTileRows},
+                  {rows.keys, rows.key_row, lanes},
+                  {tile.query_sums + row * Padded(dim), Padded(dim)});
   });
-  StoreQueryGradient(args, at, columns, tile);
+  StoreQueryGradient(args, at, tile);
 }
 
 template <class Value, class T>
 HWY_INLINE void Backward(const BlockSparseAttentionBackward<Value, T>& args, std::int64_t begin,
                          std::int64_t end, std::byte* workspace) {
   const auto& shape = args.in.shape;
-  Tile<T> tile = TakeTile<T>(shape, workspace);
+  Tile<T> tile = TakeTile<T>(shape, true, workspace);
   const std::int64_t group = shape.heads / shape.kv_heads;
   for (std::int64_t index = begin; index < end; ++index) {
     const AttentionSegment& segment = shape.segments[index % shape.segment_count];
     const std::int64_t kv_head = index / shape.segment_count % shape.kv_heads;
     const std::int64_t batch = index / (shape.segment_count * shape.kv_heads);
     const std::int64_t tiles = (segment.queries + shape.tile_rows - 1) / shape.tile_rows;
+    const std::int64_t first = FirstKey(args, segment, batch, kv_head);
+    const KeySums<T> sums = ZeroKeySums(args, segment, first, tile);
     for (std::int64_t head = kv_head * group; head < (kv_head + 1) * group; ++head) {
       for (std::int64_t t = 0; t < tiles; ++t) {
-        BackwardTile(args, PlaceOf(shape, batch, head, segment.query_tile + t), tile);
+        BackwardTile(args, PlaceOf(shape, batch, head, segment.query_tile + t), sums, tile);
       }
     }
-    StoreKeyGradients(args, batch, kv_head, segment, tile);
+    StoreKeySums(args, segment, first, sums);
   }
 }
 
 #define WEIR_INSTANTIATE(Name, Value, T)                                                      \
-  void Pack##Name(const BlockSparseAttentionOperands<Value>& in, std::int64_t begin,          \
-                  std::int64_t end, const PackedKeys<T>& to, std::byte* workspace) {          \
-    Pack(in, begin, end, to, workspace);                                                      \
-  }                                                                                           \
   void Forward##Name(const BlockSparseAttentionForward<Value, T>& args, std::int64_t begin,   \
                      std::int64_t end, std::byte* workspace) {                                \
     Forward(args, begin, end, workspace);                                                     \
@@ -151,44 +235,38 @@ HWY_AFTER_NAMESPACE();
 #if HWY_ONCE
 namespace weir::kernels {
 
-std::int64_t block_sparse_attention_tile_rows(std::int64_t block_size, std::int64_t window) {
-  // A tile meets rows + window - 1 keys; more rows than the window are mostly masked away.
-  if (block_size == 0)
-    return window > 0 && window <= kMostTileRows ? kMostTileRows / 2 : kMostTileRows;
+std::int64_t block_sparse_attention_tile_rows(std::int64_t block_size, std::int64_t reach) {
+  // A tile meets rows + reach - 1 keys; more rows than the reach are mostly masked away.
+  if (block_size == 0) return reach <= kMostTileRows ? kMostTileRows / 2 : kMostTileRows;
   std::int64_t rows = block_size;  // the largest divisor that fits
   while (rows > kMostTileRows || block_size % rows != 0) --rows;
   return rows;
 }
 
-std::size_t block_sparse_attention_workspace_bytes(const BlockSparseAttentionShape& shape) {
-  const std::size_t dim = Padded(static_cast<std::size_t>(shape.dim)),
-                    value_dim = Padded(static_cast<std::size_t>(shape.value_dim));
-  // Queries, their gradient, sums, upstream; two tiles of logits; six numbers per row; a row
-  // that is packed.
-  return Scratch::bytes<double>(kMostTileRows * (2 * dim + 2 * value_dim + 2 * kTileKeys + 8) +
-                                16 * (dim + value_dim) + 1024);
+std::size_t block_sparse_attention_workspace_bytes(const BlockSparseAttentionShape& shape,
+                                                   bool backward) {
+  const std::size_t width = Padded(static_cast<std::size_t>(shape.dim)) +
+                            Padded(static_cast<std::size_t>(shape.value_dim));
+  // As TakeTile. Pages of the sums that are not needed are not touched.
+  const std::size_t rows = 3 * kMostTileRows + kTileKeys,
+                    keys = backward ? static_cast<std::size_t>(shape.longest_segment) : 0;
+  return Scratch::bytes<double>((rows + keys) * width + kMostTileRows * (2 * kTileKeys + 8) + 1024);
 }
 
-#define WEIR_DISPATCH(Name, Value, T)                                                             \
-  HWY_EXPORT(Pack##Name);                                                                         \
-  HWY_EXPORT(Forward##Name);                                                                      \
-  HWY_EXPORT(Backward##Name);                                                                     \
-  void block_sparse_attention_pack(const BlockSparseAttentionOperands<Value>& in,                 \
-                                   std::int64_t begin, std::int64_t end, const PackedKeys<T>& to, \
-                                   std::byte* workspace) {                                        \
-    HWY_DYNAMIC_DISPATCH(Pack##Name)(in, begin, end, to, workspace);                              \
-  }                                                                                               \
-  void block_sparse_attention_forward(const BlockSparseAttentionForward<Value, T>& args,          \
-                                      std::int64_t begin, std::int64_t end,                       \
-                                      std::byte* workspace) {                                     \
-    const FlushDenormals guard;                                                                   \
-    HWY_DYNAMIC_DISPATCH(Forward##Name)(args, begin, end, workspace);                             \
-  }                                                                                               \
-  void block_sparse_attention_backward(const BlockSparseAttentionBackward<Value, T>& args,        \
-                                       std::int64_t begin, std::int64_t end,                      \
-                                       std::byte* workspace) {                                    \
-    const FlushDenormals guard;                                                                   \
-    HWY_DYNAMIC_DISPATCH(Backward##Name)(args, begin, end, workspace);                            \
+#define WEIR_DISPATCH(Name, Value, T)                                                      \
+  HWY_EXPORT(Forward##Name);                                                               \
+  HWY_EXPORT(Backward##Name);                                                              \
+  void block_sparse_attention_forward(const BlockSparseAttentionForward<Value, T>& args,   \
+                                      std::int64_t begin, std::int64_t end,                \
+                                      std::byte* workspace) {                              \
+    const FlushDenormals guard;                                                            \
+    HWY_DYNAMIC_DISPATCH(Forward##Name)(args, begin, end, workspace);                      \
+  }                                                                                        \
+  void block_sparse_attention_backward(const BlockSparseAttentionBackward<Value, T>& args, \
+                                       std::int64_t begin, std::int64_t end,               \
+                                       std::byte* workspace) {                             \
+    const FlushDenormals guard;                                                            \
+    HWY_DYNAMIC_DISPATCH(Backward##Name)(args, begin, end, workspace);                     \
   }
 WEIR_DISPATCH(Float, float, float)
 WEIR_DISPATCH(Double, double, double)

@@ -103,6 +103,10 @@ HWY_NOINLINE void Multiply(std::size_t rows, std::size_t vectors, std::size_t de
     MultiplyRows<kMatmulRows, kAdd>(vectors, depth, {a.at + r * a.row, a.row, a.column}, b,
                                     {c.at + r * c.row, c.row});
   }
+  for (; r + 4 <= rows; r += 4) {
+    MultiplyRows<4, kAdd>(vectors, depth, {a.at + r * a.row, a.row, a.column}, b,
+                          {c.at + r * c.row, c.row});
+  }
   for (; r < rows; ++r) {
     MultiplyRows<1, kAdd>(vectors, depth, {a.at + r * a.row, a.row, a.column}, b,
                           {c.at + r * c.row, c.row});
