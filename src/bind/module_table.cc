@@ -11,9 +11,11 @@
 #include "config/error.h"
 #include "config/nearest.h"
 #include "weir/models/coordinate_descent_transformer.h"
+#include "weir/models/sparse_transformer.h"
 #include "weir/nn/coordinate_descent_attention.h"
 #include "weir/nn/coordinate_descent_feed_forward.h"
 #include "weir/nn/sparse_attention.h"
+#include "weir/nn/sparse_self_attention.h"
 
 namespace weir::bind {
 namespace {
@@ -142,8 +144,17 @@ constexpr Entry kEntries[] = {
         models::CoordinateDescentTransformerImpl::kKind),
     entry<nn::SparseAttentionImpl, nn::SparseAttentionOptions, nn::SparseAttentionInputs>(
         "SparseAttention",
-        "Attention over a pattern of positions: all, local, strided, fixed, or a layout of one's "
-        "own. (batch, n, features) -> the same"),
+        "Attention over a pattern of positions: all, local, strided, fixed, a layout of one's own, "
+        "or several. (batch, n, features) -> the same"),
+    entry<nn::SparseSelfAttentionImpl, nn::SparseSelfAttentionOptions>(
+        "SparseSelfAttention",
+        "Causal multi-head attention over the patterns of SparseAttention, with projections. "
+        "(batch, n, dim) -> (batch, n, dim)"),
+    entry<models::SparseTransformerImpl, models::SparseTransformerOptions>(
+        "SparseTransformer",
+        "Causal language model whose layers see only a pattern of positions. (batch, n) -> logits "
+        "(batch, n, num_tokens)",
+        models::SparseTransformerImpl::kKind),
 };
 
 const Entry& find(std::string_view name) {

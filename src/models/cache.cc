@@ -9,10 +9,13 @@
 
 namespace weir::models {
 
-Cache::Cache(std::vector<nn::KeyValues> layers_, std::int64_t batch, std::int64_t max_length)
+Cache::Cache(std::vector<nn::KeyValues> layers_, std::int64_t batch, std::int64_t max_length,
+             bool forgets)
     : layers(std::move(layers_)),
       lengths_(static_cast<std::size_t>(batch), 0),
-      max_length_(max_length) {}
+      before_(lengths_),
+      max_length_(max_length),
+      forgets_(forgets) {}
 
 std::int64_t Cache::longest() const {
   return lengths_.empty() ? 0 : *std::max_element(lengths_.begin(), lengths_.end());
@@ -25,18 +28,28 @@ void Cache::set_lengths(std::vector<std::int64_t> lengths) {
     TORCH_CHECK_VALUE(lengths[row] >= 0 && lengths[row] <= lengths_[row],
                       "weir::Cache: expected the length of row ", row, " to lie in [0, ",
                       lengths_[row], "], what the row has, but got ", lengths[row], ".");
+    TORCH_CHECK_VALUE(!forgets_ || lengths[row] >= before_[row],
+                      "weir::Cache: expected the length of "
+                      "row ",
+                      row, " to be at least ", before_[row],
+                      ", as before the last step: older tokens are dropped once no later one can "
+                      "see them, but got ",
+                      lengths[row], ".");
   }
   lengths_ = std::move(lengths);
 }
 
 void Cache::keep_rows(const std::vector<std::int64_t>& rows) {
-  std::vector<std::int64_t> lengths;
-  for (const std::int64_t row : rows) lengths.push_back(lengths_.at(static_cast<std::size_t>(row)));
-  lengths_ = std::move(lengths);
+  for (auto* lengths : {&lengths_, &before_}) {
+    std::vector<std::int64_t> kept;
+    for (const std::int64_t row : rows) kept.push_back(lengths->at(static_cast<std::size_t>(row)));
+    *lengths = std::move(kept);
+  }
   for (auto& layer : layers) {
     const at::Tensor index = at::tensor(rows, layer.keys.options().dtype(at::kLong));
     layer.keys = layer.keys.index_select(0, index);
     layer.values = layer.values.index_select(0, index);
+    if (layer.positions.defined()) layer.positions = layer.positions.index_select(0, index);
   }
 }
 
@@ -49,6 +62,7 @@ at::Tensor Cache::next_positions(std::int64_t count) const {
 }
 
 void Cache::advance(std::int64_t count) {
+  if (count > 0) before_ = lengths_;
   for (std::int64_t& length : lengths_) length += count;
 }
 

@@ -6,6 +6,8 @@
 #include <ATen/ops/empty.h>
 #include <c10/util/Exception.h>
 
+#include <optional>
+
 namespace weir::nn {
 
 KeyValues KeyValues::kept(const at::Tensor& kept) const {
@@ -13,7 +15,7 @@ KeyValues KeyValues::kept(const at::Tensor& kept) const {
   const std::int64_t most = counts.numel() == 0 ? 0 : counts.max().item<std::int64_t>();
   // A stable sort puts what is kept first, in its order.
   const at::Tensor order =
-      std::get<1>(kept.logical_not().sort(/*stable=*/true, 1)).narrow(1, 0, most);
+      std::get<1>(kept.logical_not().sort(/*stable=*/std::optional(true), 1)).narrow(1, 0, most);
   const at::Tensor empty = kept.gather(1, order).logical_not();  // (batch, most)
   const auto taken = [&](const at::Tensor& x) {
     const at::Tensor index = order.view({order.size(0), 1, most, 1});

@@ -48,6 +48,22 @@ TEST_F(ConfigurationTest, TheDemoIsValid) {
   EXPECT_THAT(result.out, HasSubstr("\nattn_use_coor_descent = true\n"));
 }
 
+TEST_F(ConfigurationTest, AListOfStringsFromTheCommandLine) {
+  const std::vector<std::string> run = {"train", "--config", WEIR_EXAMPLES "/sparse.toml",
+                                        "--print-config"};
+  EXPECT_THAT(weir(run).out, HasSubstr("\nattn_mode = \"local,strided\"\n"));
+  auto changed = run;
+  for (const char* word : {"--model.attn_mode", "custom", "--model.block_size", "128",
+                           "--model.layout", R"(["1.", '11'])"}) {
+    changed.push_back(word);
+  }
+  const auto result = weir(changed);
+  EXPECT_EQ(result.code, 0) << result.err;
+  EXPECT_THAT(result.out, HasSubstr("\nlayout = [\"1.\", \"11\"]\n"));
+  changed.back() = "[1, 2]";
+  EXPECT_THAT(weir(changed).err, HasSubstr("`model.layout[0]`: expected a string, but got 1"));
+}
+
 TEST_F(ConfigurationTest, HelpListsEveryOption) {
   const auto help = weir({"help", "train"});
   EXPECT_EQ(help.code, 0);
@@ -56,6 +72,8 @@ TEST_F(ConfigurationTest, HelpListsEveryOption) {
        {"--out", "--resume", "--print-config", "With model.kind = \"coordinate_descent\":",
         "--model.num_tokens  integer [256]", "--model.coor_descent_solver  string [\"iterative\"]",
         "--model.ff_coor_descent_sparsity_k  number or none [none]", "--data.limit  integer [0]",
+        "With model.kind = \"sparse\":", "--model.attn_mode  string [\"local+strided\"]",
+        "--model.layout  list of strings [[]]",
         "--train.learning_rate  number [0.001]\n        Highest learning rate, after the "
         "warm-up."}) {
     EXPECT_THAT(help.out, HasSubstr(text));

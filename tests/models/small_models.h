@@ -10,6 +10,7 @@
 
 #include "nn/module_contract.h"
 #include "weir/models/coordinate_descent_transformer.h"
+#include "weir/models/sparse_transformer.h"
 
 namespace weir::models {
 
@@ -42,6 +43,56 @@ inline CoordinateDescentTransformer small_model(
     const CoordinateDescentTransformerOptions& options) {
   torch::manual_seed(1);
   CoordinateDescentTransformer model(options);
+  nn::randomise(*model);
+  return model;
+}
+
+/// Every mode, union and mixture of the Sparse Transformer; room for 24 tokens out of 23.
+inline std::vector<nn::Named<SparseTransformerOptions>> sparse_cases() {
+  const auto with = [](const char* mode, std::optional<std::int64_t> ctx, std::int64_t num_verts,
+                       std::vector<std::string> layout) {
+    return SparseTransformerOptions{.num_tokens = 23,
+                                    .dim = 12,
+                                    .seq_len = 24,
+                                    .depth = 2,
+                                    .heads = 4,
+                                    .ff_mult = 2,
+                                    .attn_mode = mode,
+                                    .local_attn_ctx = ctx,
+                                    .block_size = 2,
+                                    .num_verts = num_verts,
+                                    .layout = std::move(layout)};
+  };
+  const std::vector<std::string> rows = {"1.....", "11....", "1.1...",
+                                         "......", ".1..1.", "1.1..1"};
+  auto per_head = rows;
+  for (const char* row : {"1.....", ".1....", "..1...", "...1..", "....1.", ".....1"}) {
+    per_head.push_back(row);
+  }
+  for (const auto& row : rows) per_head.push_back(row);
+  for (int i = 0; i < 6; ++i) per_head.push_back("111111");
+  auto custom = with("custom", std::nullopt, 1, rows);
+  auto heads = with("custom", std::nullopt, 1, per_head);
+  auto both = with("local+custom", 3, 1, rows);
+  custom.block_size = heads.block_size = both.block_size = 4;
+  return {{"all", with("all", std::nullopt, 1, {})},
+          {"local", with("local", 5, 1, {})},
+          {"strided", with("strided", 5, 1, {})},
+          {"fixed", with("fixed", 6, 1, {})},
+          {"fixed_verts", with("fixed", 8, 2, {})},
+          {"local_and_strided", with("local+strided", 4, 1, {})},
+          {"local_and_fixed", with("local+fixed", 6, 1, {})},
+          {"heads", with("local,strided", 5, 1, {})},
+          {"many_heads", with("local,all,strided,local+fixed", 6, 1, {})},
+          {"layers", with("local;local+strided", 4, 1, {})},
+          {"custom", custom},
+          {"custom_heads", heads},
+          {"local_and_custom", both}};
+}
+
+inline SparseTransformer small_model(const SparseTransformerOptions& options) {
+  torch::manual_seed(1);
+  SparseTransformer model(options);
   nn::randomise(*model);
   return model;
 }

@@ -24,4 +24,13 @@ def small_modules():
             dict(num_tokens=19, dim=16, seq_len=12, depth=2, dim_head=8, heads=2, attn_use_coor_descent=True),
             lambda: torch.randint(0, 19, (2, 7)),
         ),
+        "SparseSelfAttention": (
+            dict(dim=16, seq_len=12, heads=2, attn_mode="local,custom", local_attn_ctx=3, block_size=4,
+                 layout=["1..", "11.", "1.1"]),
+            tokens,
+        ),
+        "SparseTransformer": (
+            dict(num_tokens=19, dim=16, seq_len=12, depth=2, heads=2, attn_mode="local;local+strided", local_attn_ctx=3),
+            lambda: torch.randint(0, 19, (2, 7)),
+        ),
     }

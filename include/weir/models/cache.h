@@ -17,8 +17,10 @@ namespace weir::models {
 
 class WEIR_API Cache {
  public:
-  /// Empty rows; `layers` have room for `max_length` tokens in each.
-  Cache(std::vector<nn::KeyValues> layers, std::int64_t batch, std::int64_t max_length);
+  /// Empty rows; `layers` have room for `max_length` tokens in each. They may be of the kind that
+  /// `forgets`: each step drops what neither it nor any later one can see.
+  Cache(std::vector<nn::KeyValues> layers, std::int64_t batch, std::int64_t max_length,
+        bool forgets = false);
 
   std::int64_t batch() const { return static_cast<std::int64_t>(lengths_.size()); }
   std::int64_t max_length() const { return max_length_; }
@@ -30,7 +32,8 @@ class WEIR_API Cache {
   std::int64_t longest() const;
 
   /// Forgets the tokens of row i from `lengths[i]` on. Throws c10::ValueError unless there is one
-  /// length per row, none beyond what the row has.
+  /// length per row, none beyond what the row has. A cache that forgets goes back to before its
+  /// last step and throws on less.
   void set_lengths(std::vector<std::int64_t> lengths);
 
   /// Keeps the rows with these indices, in this order, and drops the others.
@@ -43,12 +46,14 @@ class WEIR_API Cache {
   /// For models: `count` tokens more in each row, once the layers have them.
   void advance(std::int64_t count);
 
-  /// For models: one entry per layer.
+  /// For models: the entries of each layer, one or one per group of heads, in their order.
   std::vector<nn::KeyValues> layers;
 
  private:
   std::vector<std::int64_t> lengths_;
+  std::vector<std::int64_t> before_;  // the lengths before the last step
   std::int64_t max_length_;
+  bool forgets_;
 };
 
 }  // namespace weir::models
