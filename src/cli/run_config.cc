@@ -18,14 +18,17 @@ constexpr auto kDefaultKind = "coordinate_descent";
 // What the program gives a model unless told otherwise: bytes, a size that two cores can train, and
 // the mechanism that the kind is named after. The library's defaults are the published package's.
 config::Json program_defaults(const std::string& kind) {
-  config::Json defaults = {{"num_tokens", 256}, {"dim", 128}, {"seq_len", 128}, {"depth", 4}};
-  if (kind == kDefaultKind) {
-    defaults["attn_use_coor_descent"] = true;
-  } else if (kind == "sparse") {
-    defaults["attn_mode"] = "local+strided";
-    defaults["local_attn_ctx"] = 16;
+  config::Json defaults = {{"num_tokens", 256},
+                           {"dim", 128},
+                           {"seq_len", 128},
+                           {"depth", 4},
+                           {"attn_use_coor_descent", true}};
+  if (kind == "sparse") defaults.update({{"attn_mode", "local+strided"}, {"local_attn_ctx", 16}});
+  config::Json known = config::Json::object();
+  for (const auto& field : models::describe_language_model(kind, "")) {
+    if (defaults.contains(field.name)) known[field.name] = defaults[field.name];
   }
-  return defaults;
+  return known;
 }
 
 std::vector<config::Field> model_fields(const std::string& kind) {

@@ -11,7 +11,7 @@
 #include <vector>
 
 #include "weir/export.h"
-#include "weir/nn/coordinate_descent_attention.h"
+#include "weir/nn/key_values.h"
 
 namespace weir::models {
 
@@ -48,6 +48,9 @@ class WEIR_API Cache {
 
   /// For models: the entries of each layer, one or one per group of heads, in their order.
   std::vector<nn::KeyValues> layers;
+
+  /// For models: what all layers and steps share, computed in the first step. Undefined: nothing.
+  at::Tensor shared;
 
  private:
   std::vector<std::int64_t> lengths_;
