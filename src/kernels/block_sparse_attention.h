@@ -101,9 +101,8 @@ struct BlockSparseAttentionBackward {
   T* grad_bias = nullptr;       // [batch, heads, columns, rows], added to
 };
 
-/// Queries per tile, for the block size of a layout (0: none) and the keys that a query sees at
-/// most.
-std::int64_t block_sparse_attention_tile_rows(std::int64_t block_size, std::int64_t reach);
+/// Queries per tile, for the block size of a layout (0: none).
+std::int64_t block_sparse_attention_tile_rows(std::int64_t block_size);
 
 /// Scratch of one call of forward, or of backward.
 std::size_t block_sparse_attention_workspace_bytes(const BlockSparseAttentionShape& shape,

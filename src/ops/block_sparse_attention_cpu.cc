@@ -142,8 +142,7 @@ struct Upstream {
   at::Tensor grad, output, lse;  // contiguous
 };
 
-Gradients backward_part(const Problem& problem, const AttentionPlan& plan, const Operands& in,
-                        const Upstream& upstream) {
+Gradients backward_part(const AttentionPlan& plan, const Operands& in, const Upstream& upstream) {
   const auto& shape = plan.shape;
   const auto like = [](const at::Tensor& x) { return at::empty(x.sizes(), x.options()); };
   Gradients grads = {like(in.query), like(in.key), like(in.value), at::Tensor()};
@@ -189,9 +188,9 @@ std::tuple<at::Tensor, at::Tensor, at::Tensor, at::Tensor> backward_cpu(
   const auto as = [&](const at::Tensor& x) { return x.to(dtype); };
   const Operands in = operands_of(problem, as(query), as(key), as(value));
   const Upstream upstream = {as(grad).contiguous(), as(output).contiguous(), lse.contiguous()};
-  Gradients sum = backward_part(problem, plans[0], in, upstream);
+  Gradients sum = backward_part(plans[0], in, upstream);
   for (std::size_t part = 1; part < plans.size(); ++part) {
-    const Gradients more = backward_part(problem, plans[part], in, upstream);
+    const Gradients more = backward_part(plans[part], in, upstream);
     sum.query += more.query, sum.key += more.key, sum.value += more.value;
   }
   const auto narrow = [&](const at::Tensor& x) { return x.to(query.scalar_type()); };

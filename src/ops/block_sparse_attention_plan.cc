@@ -132,11 +132,6 @@ void point_to_masks(const AttentionTensors& tensors, std::int64_t batch, Attenti
   shape.mask_query = plan.mask.stride(2), shape.mask_key = plan.mask.stride(3);
 }
 
-/// Most keys that a query sees by its window.
-std::int64_t reach_of(const AttentionRule& rule) {
-  return rule.behind + 1 + (rule.causal ? 0 : rule.ahead) + rule.bucket - 1;
-}
-
 AttentionPlan plan_of(const Problem& problem, const AttentionRule& rule, bool with_layout,
                       std::int64_t hole) {
   AttentionPlan plan;
@@ -150,8 +145,7 @@ AttentionPlan plan_of(const Problem& problem, const AttentionRule& rule, bool wi
   shape.causal = rule.causal, shape.self_last = rule.self_last;
   shape.bucket = rule.bucket, shape.scale = rule.scale;
   shape.block_size = rule.block_size;
-  shape.tile_rows =
-      kernels::block_sparse_attention_tile_rows(with_layout ? rule.block_size : 0, reach_of(rule));
+  shape.tile_rows = kernels::block_sparse_attention_tile_rows(with_layout ? rule.block_size : 0);
   if (tensors.dropout_seed) {
     shape.dropout = rule.dropout;
     shape.seed = static_cast<std::uint64_t>(tensors.dropout_seed->item<std::int64_t>());
