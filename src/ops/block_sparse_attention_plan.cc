@@ -139,7 +139,7 @@ AttentionPlan plan_of(const Problem& problem, const AttentionRule& rule, bool wi
   const auto& tensors = problem.tensors;
   const auto size = [](const c10::SymInt& value) { return value.guard_int(__FILE__, __LINE__); };
   const std::int64_t batch = size(problem.batch);
-  shape.heads = size(problem.heads), shape.kv_heads = size(problem.kv_heads);
+  shape.batch = batch, shape.heads = size(problem.heads), shape.kv_heads = size(problem.kv_heads);
   shape.queries = size(problem.queries), shape.keys = size(problem.keys);
   shape.dim = size(problem.dim), shape.value_dim = size(problem.value_dim);
   shape.causal = rule.causal, shape.self_last = rule.self_last;
@@ -165,6 +165,10 @@ AttentionPlan plan_of(const Problem& problem, const AttentionRule& rule, bool wi
   plan.batches = tensors.document_ids ? std::min<std::int64_t>(batch, 1) : batch;
   shape.segments = plan.segments.data();
   shape.segment_count = static_cast<std::int64_t>(plan.segments.size());
+  // By the shape alone, so that results do not depend on the threads.
+  constexpr std::int64_t kItems = 8;
+  const std::int64_t items = plan.batches * shape.kv_heads * shape.segment_count;
+  if (items > 0 && items < kItems) shape.key_parts = ceil_div(kItems, items);
   if (with_layout) add_layout(*tensors.layout, sequences, plan);
   point_to_masks(tensors, batch, plan);
   return plan;

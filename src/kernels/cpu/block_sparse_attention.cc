@@ -83,10 +83,11 @@ struct KeySums {
 /// The first key and value of a segment in their gradients.
 template <class Value, class T>
 HWY_INLINE std::int64_t FirstKey(const BlockSparseAttentionBackward<Value, T>& args,
-                                 const AttentionSegment& segment, std::int64_t batch,
-                                 std::int64_t kv_head) {
+                                 const AttentionSegment& segment, std::int64_t part,
+                                 std::int64_t batch, std::int64_t kv_head) {
   const auto& shape = args.in.shape;
-  return ((batch + segment.batch) * shape.kv_heads + kv_head) * shape.keys + segment.key_first;
+  const std::int64_t entry = part * shape.batch + batch + segment.batch;
+  return (entry * shape.kv_heads + kv_head) * shape.keys + segment.key_first;
 }
 
 template <class Value, class T>
@@ -208,14 +209,17 @@ HWY_INLINE void Backward(const BlockSparseAttentionBackward<Value, T>& args, std
   Tile<T> tile = TakeTile<T>(shape, true, workspace);
   const std::int64_t group = shape.heads / shape.kv_heads;
   for (std::int64_t index = begin; index < end; ++index) {
-    const AttentionSegment& segment = shape.segments[index % shape.segment_count];
-    const std::int64_t kv_head = index / shape.segment_count % shape.kv_heads;
-    const std::int64_t batch = index / (shape.segment_count * shape.kv_heads);
+    const std::int64_t part = index % shape.key_parts, pair = index / shape.key_parts;
+    const AttentionSegment& segment = shape.segments[pair % shape.segment_count];
+    const std::int64_t kv_head = pair / shape.segment_count % shape.kv_heads;
+    const std::int64_t batch = pair / (shape.segment_count * shape.kv_heads);
     const std::int64_t tiles = (segment.queries + shape.tile_rows - 1) / shape.tile_rows;
-    const std::int64_t first = FirstKey(args, segment, batch, kv_head);
+    const std::int64_t begin_tile = tiles * part / shape.key_parts,
+                       end_tile = tiles * (part + 1) / shape.key_parts;
+    const std::int64_t first = FirstKey(args, segment, part, batch, kv_head);
     const KeySums<T> sums = ZeroKeySums(args, segment, first, tile);
     for (std::int64_t head = kv_head * group; head < (kv_head + 1) * group; ++head) {
-      for (std::int64_t t = 0; t < tiles; ++t) {
+      for (std::int64_t t = begin_tile; t < end_tile; ++t) {
         BackwardTile(args, PlaceOf(shape, batch, head, segment.query_tile + t), sums, tile);
       }
     }
