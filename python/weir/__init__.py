@@ -34,4 +34,4 @@ for _name in modules():
 
 __all__ = ["LanguageModel", "Module", "generate_options", "load_model", "modules", "ops", *modules()]
 
-from . import colt5_attention, coordinate_descent_attention, sparse_attention  # noqa: E402
+from . import colt5_attention, coordinate_descent_attention, local_attention, sparse_attention  # noqa: E402

@@ -13,14 +13,15 @@ class AutoregressiveWrapper(nn.Module):
     Args:
         net (nn.Module): (batch, n) int64 -> logits (batch, n, num_tokens).
         pad_value (int): Kept as an attribute; sequences are not padded.
-        seq_len (int | None): Longest sequence that `net` takes; None: `net.seq_len`.
+        seq_len (int | None): Longest sequence that `net` takes; None: `net.max_length` or `net.seq_len`.
     """
 
     def __init__(self, net, pad_value=0, seq_len=None):
         super().__init__()
         self.net = net
         self.pad_value = pad_value
-        self.seq_len = seq_len if seq_len is not None else getattr(net, "seq_len", None)
+        own = net.max_length if isinstance(net, LanguageModel) else getattr(net, "seq_len", None)
+        self.seq_len = own if seq_len is None else seq_len
         if self.seq_len is None:
             raise ValueError("expected `seq_len`, or a net that has it")
 

@@ -213,7 +213,8 @@ class LanguageModel(Module):
     @property
     def max_length(self):
         """Longest sequence, in tokens."""
-        return self.seq_len
+        options = self.options
+        return options["max_seq_len"] if "max_seq_len" in options else options["seq_len"]
 
 
 def make_class(name):

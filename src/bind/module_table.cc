@@ -11,8 +11,12 @@
 #include "config/error.h"
 #include "config/nearest.h"
 #include "weir/models/coordinate_descent_transformer.h"
+#include "weir/models/local_transformer.h"
 #include "weir/nn/coordinate_descent_attention.h"
 #include "weir/nn/coordinate_descent_feed_forward.h"
+#include "weir/nn/local_attention.h"
+#include "weir/nn/local_feed_forward.h"
+#include "weir/nn/local_mha.h"
 #include "weir/nn/sparse_attention.h"
 
 namespace weir::bind {
@@ -38,6 +42,8 @@ template <class T>
 constexpr const char* kInputType = nullptr;
 template <>
 constexpr const char* kInputType<std::optional<at::Tensor>> = "tensor or none";
+template <>
+constexpr const char* kInputType<std::optional<std::int64_t>> = "integer or none";
 
 struct RequiredInput {
   const char* name;
@@ -51,13 +57,19 @@ template <>
 constexpr std::array kRequired<nn::CoordinateDescentFeedForwardImpl> = {
     RequiredInput{"x", "(..., dim)"}};
 template <>
+constexpr std::array kRequired<nn::LocalFeedForwardImpl> = {RequiredInput{"x", "(..., dim)"}};
+template <>
+constexpr std::array kRequired<nn::LocalAttentionImpl> = {
+    RequiredInput{"q", "(..., n, dim), leading sizes such as batch, heads"},
+    RequiredInput{"k", "(..., n, dim)"}, RequiredInput{"v", "(..., n, dim)"}};
+template <>
 constexpr std::array kRequired<nn::SparseAttentionImpl> = {
     RequiredInput{"q", "(batch, n, features), features a multiple of heads"},
     RequiredInput{"k", "(batch, n, features)"}, RequiredInput{"v", "(batch, n, features)"}};
 template <class Impl>
 requires std::is_base_of_v<models::LanguageModel, Impl>
 constexpr std::array kRequired<Impl> = {
-    RequiredInput{"tokens", "int64 (batch, n), n at most seq_len"}};
+    RequiredInput{"tokens", "int64 (batch, n), n at most max_length"}};
 
 template <class Impl, class Inputs>
 config::Json describe_inputs() {
@@ -140,6 +152,21 @@ constexpr Entry kEntries[] = {
         "Causal language model of attention and feed-forward layers that may choose by coordinate "
         "descent. (batch, n) -> logits (batch, n, num_tokens)",
         models::CoordinateDescentTransformerImpl::kKind),
+    entry<nn::LocalAttentionImpl, nn::LocalAttentionOptions, nn::LocalAttentionInputs>(
+        "LocalAttention",
+        "Attention of queries to the keys of their bucket and its neighbours, or of a window "
+        "around "
+        "them. (..., n, dim) -> the same"),
+    entry<nn::LocalFeedForwardImpl, nn::LocalFeedForwardOptions>(
+        "LocalFeedForward", "Feed-forward layer gated by GELU. (..., dim) -> (..., dim)"),
+    entry<nn::LocalMHAImpl, nn::LocalMHAOptions, nn::LocalMHAInputs>(
+        "LocalMHA",
+        "Multi-head local attention with its projections. (batch, n, dim) -> (batch, n, dim)"),
+    entry<models::LocalTransformerImpl, models::LocalTransformerOptions>(
+        "LocalTransformer",
+        "Causal language model of local attention and gated feed-forward layers in several "
+        "residual streams. (batch, n) -> logits (batch, n, num_tokens)",
+        models::LocalTransformerImpl::kKind),
     entry<nn::SparseAttentionImpl, nn::SparseAttentionOptions, nn::SparseAttentionInputs>(
         "SparseAttention",
         "Attention over a pattern of positions: all, local, strided, fixed, or a layout of one's "

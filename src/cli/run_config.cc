@@ -17,20 +17,28 @@ constexpr auto kDefaultKind = "coordinate_descent";
 
 // What the program gives a model unless told otherwise: bytes, a size that two cores can train, and
 // the mechanism that the kind is named after. The library's defaults are the published package's.
-const config::Json& program_defaults() {
-  static const config::Json defaults = {{"num_tokens", 256},
-                                        {"dim", 128},
-                                        {"seq_len", 128},
-                                        {"depth", 4},
-                                        {"attn_use_coor_descent", true}};
-  return defaults;
+const config::Json& program_defaults(const std::string& kind) {
+  static const config::Json coordinate_descent = {{"num_tokens", 256},
+                                                  {"dim", 128},
+                                                  {"seq_len", 128},
+                                                  {"depth", 4},
+                                                  {"attn_use_coor_descent", true}};
+  static const config::Json local = {{"num_tokens", 256},
+                                     {"dim", 128},
+                                     {"max_seq_len", 256},
+                                     {"depth", 4},
+                                     {"local_attn_window_size", 32}};
+  static const config::Json others = config::Json::object();
+  if (kind == kDefaultKind) return coordinate_descent;
+  return kind == "local" ? local : others;
 }
 
 std::vector<config::Field> model_fields(const std::string& kind) {
   auto fields = models::describe_language_model(kind, "model");
+  const config::Json& defaults = program_defaults(kind);
   for (auto& field : fields) {
-    const auto given = program_defaults().find(field.name.substr(std::string("model.").size()));
-    if (given != program_defaults().end()) field.default_value = given->dump();
+    const auto given = defaults.find(field.name.substr(std::string("model.").size()));
+    if (given != defaults.end()) field.default_value = given->dump();
   }
   return fields;
 }
@@ -70,7 +78,7 @@ RunConfig read_run_config(config::Json document, const Overrides& overrides) {
   RunConfig result;
   result.kind = take_kind(model);
   check_tables(document, result.kind);
-  result.options = program_defaults();
+  result.options = program_defaults(result.kind);
   config::merge(result.options, model);
   const auto table = [&](const char* name) { return document.value(name, config::Json::object()); };
   result.data = config::from_json<data::CorpusOptions>(table("data"), "data");

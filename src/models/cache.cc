@@ -37,6 +37,7 @@ void Cache::keep_rows(const std::vector<std::int64_t>& rows) {
     const at::Tensor index = at::tensor(rows, layer.keys.options().dtype(at::kLong));
     layer.keys = layer.keys.index_select(0, index);
     layer.values = layer.values.index_select(0, index);
+    if (layer.positions.defined()) layer.positions = layer.positions.index_select(0, index);
   }
 }
 

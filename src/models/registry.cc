@@ -7,6 +7,7 @@
 #include "config/error.h"
 #include "config/nearest.h"
 #include "weir/models/coordinate_descent_transformer.h"
+#include "weir/models/local_transformer.h"
 
 namespace weir::models {
 namespace {
@@ -29,6 +30,7 @@ constexpr Entry entry() {
 
 constexpr Entry kEntries[] = {
     entry<CoordinateDescentTransformerImpl, CoordinateDescentTransformerOptions>(),
+    entry<LocalTransformerImpl, LocalTransformerOptions>(),
 };
 
 const Entry& find(std::string_view kind) {

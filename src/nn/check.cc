@@ -27,6 +27,11 @@ void check_positive(std::string_view module, std::string_view option, double val
                     "` to be finite and positive, but got ", value, ".");
 }
 
+void check_share(std::string_view module, std::string_view option, double value) {
+  TORCH_CHECK_VALUE(value >= 0 && value < 1, "weir::", module, ": expected `", option,
+                    "` to lie in [0, 1), but got ", value, ".");
+}
+
 void check_tokens(std::string_view module, const at::Tensor& x, std::int64_t dim) {
   TORCH_CHECK_VALUE(x.dim() == 3 && x.size(-1) == dim, "weir::", module,
                     ": expected `x` to have shape [batch, n, ", dim, "], but got ", x.sizes(), ".");

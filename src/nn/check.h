@@ -23,6 +23,9 @@ void check_size(std::string_view module, std::string_view option, std::int64_t v
 /// Finite and > 0.
 void check_positive(std::string_view module, std::string_view option, double value);
 
+/// In [0, 1): what dropout drops.
+void check_share(std::string_view module, std::string_view option, double value);
+
 /// `x` (batch, n, dim): three dimensions, the last of size `dim`.
 void check_tokens(std::string_view module, const at::Tensor& x, std::int64_t dim);
 

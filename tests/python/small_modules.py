@@ -8,7 +8,7 @@ def tokens():
 
 
 # They have tests of their own.
-WITHOUT_PARAMETERS = ["SparseAttention"]
+WITHOUT_PARAMETERS = ["LocalAttention", "SparseAttention"]
 
 
 def small_modules():
@@ -22,6 +22,15 @@ def small_modules():
         "CoordinateDescentFeedForward": (dict(dim=16, use_coor_descent=True), tokens),
         "CoordinateDescentTransformer": (
             dict(num_tokens=19, dim=16, seq_len=12, depth=2, dim_head=8, heads=2, attn_use_coor_descent=True),
+            lambda: torch.randint(0, 19, (2, 7)),
+        ),
+        "LocalFeedForward": (dict(dim=16), tokens),
+        "LocalMHA": (
+            dict(dim=16, window_size=3, dim_head=8, heads=2, prenorm=True, qk_rmsnorm=True, gate_values_per_head=True),
+            tokens,
+        ),
+        "LocalTransformer": (
+            dict(num_tokens=19, max_seq_len=12, dim=16, depth=2, local_attn_window_size=3, dim_head=8, heads=2),
             lambda: torch.randint(0, 19, (2, 7)),
         ),
     }

@@ -11,7 +11,7 @@
 #include <vector>
 
 #include "weir/export.h"
-#include "weir/nn/coordinate_descent_attention.h"
+#include "weir/nn/key_values.h"
 
 namespace weir::models {
 
@@ -45,6 +45,9 @@ class WEIR_API Cache {
 
   /// For models: one entry per layer.
   std::vector<nn::KeyValues> layers;
+
+  /// For models: what all layers and steps share, computed in the first step. Undefined: nothing.
+  at::Tensor shared;
 
  private:
   std::vector<std::int64_t> lengths_;

@@ -20,6 +20,7 @@
 #include <string>
 
 #include "weir/export.h"
+#include "weir/nn/key_values.h"
 #include "weir/nn/module.h"
 #include "weir/ops/coordinate_descent.h"
 
@@ -74,12 +75,6 @@ struct CoordinateDescentAttentionInputs {
     using Self = CoordinateDescentAttentionInputs;
     field("mask", &Self::mask, "Padding: bool (batch, n), true = a token. Padding is never read.");
   }
-};
-
-/// The keys and values of the tokens one layer has read, both (batch, heads, slots, dim_head).
-struct KeyValues {
-  at::Tensor keys;
-  at::Tensor values;
 };
 
 /// Not normalised by k: in coordinate-descent mode a row of weights sums to about k, not to 1.
