@@ -17,23 +17,32 @@ constexpr auto kDefaultKind = "coordinate_descent";
 
 // What the program gives a model unless told otherwise: bytes, a size that two cores can train, and
 // the mechanism that the kind is named after. The library's defaults are the published package's.
-config::Json program_defaults(const std::string& kind) {
-  config::Json defaults = {{"num_tokens", 256},
-                           {"dim", 128},
-                           {"seq_len", 128},
-                           {"depth", 4},
-                           {"attn_use_coor_descent", true}};
-  if (kind == "sparse") defaults.update({{"attn_mode", "local+strided"}, {"local_attn_ctx", 16}});
-  config::Json known = config::Json::object();
-  for (const auto& field : models::describe_language_model(kind, "")) {
-    if (defaults.contains(field.name)) known[field.name] = defaults[field.name];
-  }
-  return known;
+const config::Json& program_defaults(const std::string& kind) {
+  static const config::Json coordinate_descent = {{"num_tokens", 256},
+                                                  {"dim", 128},
+                                                  {"seq_len", 128},
+                                                  {"depth", 4},
+                                                  {"attn_use_coor_descent", true}};
+  static const config::Json local = {{"num_tokens", 256},
+                                     {"dim", 128},
+                                     {"max_seq_len", 256},
+                                     {"depth", 4},
+                                     {"local_attn_window_size", 32}};
+  static const config::Json sparse = {{"num_tokens", 256},
+                                      {"dim", 128},
+                                      {"seq_len", 128},
+                                      {"depth", 4},
+                                      {"attn_mode", "local+strided"},
+                                      {"local_attn_ctx", 16}};
+  static const config::Json others = config::Json::object();
+  if (kind == kDefaultKind) return coordinate_descent;
+  if (kind == "sparse") return sparse;
+  return kind == "local" ? local : others;
 }
 
 std::vector<config::Field> model_fields(const std::string& kind) {
   auto fields = models::describe_language_model(kind, "model");
-  const config::Json defaults = program_defaults(kind);
+  const config::Json& defaults = program_defaults(kind);
   for (auto& field : fields) {
     const auto given = defaults.find(field.name.substr(std::string("model.").size()));
     if (given != defaults.end()) field.default_value = given->dump();

@@ -43,7 +43,7 @@ struct AttentionSegment {
 };
 
 struct BlockSparseAttentionShape {
-  std::int64_t heads = 0, kv_heads = 0;
+  std::int64_t batch = 0, heads = 0, kv_heads = 0;
   std::int64_t queries = 0, keys = 0, dim = 0, value_dim = 0;
   bool causal = false;
   bool self_last = false;   // the key at the query's position has a constant, low logit
@@ -67,6 +67,9 @@ struct BlockSparseAttentionShape {
   // The bias of query position p and key j is [j - (p - p mod rows - behind)][p mod rows] of
   // [heads, columns, rows].
   std::int64_t bias_rows = 0, bias_columns = 0, bias_behind = 0;
+  // Few heads leave threads idle in the backward: their query tiles are cut into parts, which sum
+  // up the gradients of all keys apart.
+  std::int64_t key_parts = 1;
 };
 
 /// T is the type of the computation, double for double and else float.
@@ -96,14 +99,13 @@ struct BlockSparseAttentionBackward {
   const Value* output = nullptr;  // the same
   const T* lse = nullptr;
   Value* grad_query = nullptr;  // [batch, heads, queries, dim]
-  Value* grad_key = nullptr;    // [batch, kv_heads, keys, dim]
-  Value* grad_value = nullptr;  // [batch, kv_heads, keys, value_dim]
+  Value* grad_key = nullptr;    // [key_parts, batch, kv_heads, keys, dim]
+  Value* grad_value = nullptr;  // [key_parts, batch, kv_heads, keys, value_dim]
   T* grad_bias = nullptr;       // [batch, heads, columns, rows], added to
 };
 
-/// Queries per tile, for the block size of a layout (0: none) and the keys that a query sees at
-/// most.
-std::int64_t block_sparse_attention_tile_rows(std::int64_t block_size, std::int64_t reach);
+/// Queries per tile, for the block size of a layout (0: none).
+std::int64_t block_sparse_attention_tile_rows(std::int64_t block_size);
 
 /// Scratch of one call of forward, or of backward.
 std::size_t block_sparse_attention_workspace_bytes(const BlockSparseAttentionShape& shape,
@@ -119,8 +121,8 @@ void block_sparse_attention_forward(const BlockSparseAttentionForward<BFloat16, 
 void block_sparse_attention_forward(const BlockSparseAttentionForward<Float16, float>& args,
                                     std::int64_t begin, std::int64_t end, std::byte* workspace);
 
-/// Ranges of batch entries * kv_heads * segments: one call owns the key and value gradients of its
-/// segments.
+/// Ranges of batch entries * kv_heads * segments * key_parts: one call owns the key and value
+/// gradients of its segments and parts.
 void block_sparse_attention_backward(const BlockSparseAttentionBackward<float, float>& args,
                                      std::int64_t begin, std::int64_t end, std::byte* workspace);
 void block_sparse_attention_backward(const BlockSparseAttentionBackward<double, double>& args,

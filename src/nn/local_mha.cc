@@ -171,8 +171,8 @@ at::Tensor LocalMHAImpl::attend(const at::Tensor& queries, const at::Tensor& pos
   const std::int64_t w = options.window_size;
   const at::Tensor at_query = positions.unsqueeze(-1);    // (batch, m, 1)
   const at::Tensor at_key = seen.positions.unsqueeze(1);  // (batch, 1, slots)
-  const at::Tensor newest = options.exact_windowsize ? at_query : at_query.div(w, "floor") * w;
-  const at::Tensor oldest = (newest - options.look_backward * w).clamp_min(0);
+  const at::Tensor begin = options.exact_windowsize ? at_query : at_query.div(w, "floor") * w;
+  const at::Tensor oldest = (begin - options.look_backward * w).clamp_min(0);
   const at::Tensor visible = ((at_key >= oldest) & (at_key <= at_query)).unsqueeze(1);
   at::Tensor q = queries, k = seen.keys, v = seen.values, mask = visible;
   if (options.use_rotary_pos_emb) q = rotated(q, positions, attn_fn->rel_pos->frequencies());

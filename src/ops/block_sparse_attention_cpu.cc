@@ -142,11 +142,15 @@ struct Upstream {
   at::Tensor grad, output, lse;  // contiguous
 };
 
-Gradients backward_part(const Problem& problem, const AttentionPlan& plan, const Operands& in,
-                        const Upstream& upstream) {
+Gradients backward_part(const AttentionPlan& plan, const Operands& in, const Upstream& upstream) {
   const auto& shape = plan.shape;
-  const auto like = [](const at::Tensor& x) { return at::empty(x.sizes(), x.options()); };
-  Gradients grads = {like(in.query), like(in.key), like(in.value), at::Tensor()};
+  const auto like = [](const at::Tensor& x, std::int64_t parts) {
+    std::vector<std::int64_t> sizes = x.sizes().vec();
+    sizes.insert(sizes.begin(), parts);
+    return at::empty(sizes, x.options());
+  };
+  Gradients grads = {like(in.query, 1).squeeze(0), like(in.key, shape.key_parts),
+                     like(in.value, shape.key_parts), at::Tensor()};
   if (in.bias.defined()) {  // a part for each batch entry, so that threads need not share
     grads.bias = at::zeros({in.query.size(0), shape.heads, shape.bias_columns, shape.bias_rows},
                            in.bias.options());
@@ -167,13 +171,15 @@ Gradients backward_part(const Problem& problem, const AttentionPlan& plan, const
             .grad_value = pointer(grads.value),
             .grad_bias = grads.bias.defined() ? grads.bias.mutable_data_ptr<T>() : nullptr};
         const std::int64_t segments = std::max<std::int64_t>(1, shape.segment_count);
-        parallel_rows(plan.batches * shape.kv_heads * shape.segment_count,
+        parallel_rows(plan.batches * shape.kv_heads * shape.segment_count * shape.key_parts,
                       (shape.tiles + segments - 1) / segments * tile_cost(plan),
                       kernels::block_sparse_attention_workspace_bytes(shape, true),
                       [&](std::int64_t begin, std::int64_t end, std::byte* workspace) {
                         kernels::block_sparse_attention_backward(args, begin, end, workspace);
                       });
       });
+  const auto whole = [](const at::Tensor& x) { return x.size(0) == 1 ? x.squeeze(0) : x.sum(0); };
+  grads.key = whole(grads.key), grads.value = whole(grads.value);
   return grads;
 }
 
@@ -185,13 +191,15 @@ std::tuple<at::Tensor, at::Tensor, at::Tensor, at::Tensor> backward_cpu(
   const Problem problem =
       block_sparse_attention_problem(query, key, value, bias, tensors, integers, numbers);
   const auto plans = attention_plans(problem);
-  const auto dtype = plans.size() == 1 ? query.scalar_type() : problem.compute;
+  // What is summed up from parts is rounded once.
+  const bool whole = plans.size() == 1 && plans[0].shape.key_parts == 1;
+  const auto dtype = whole ? query.scalar_type() : problem.compute;
   const auto as = [&](const at::Tensor& x) { return x.to(dtype); };
   const Operands in = operands_of(problem, as(query), as(key), as(value));
   const Upstream upstream = {as(grad).contiguous(), as(output).contiguous(), lse.contiguous()};
-  Gradients sum = backward_part(problem, plans[0], in, upstream);
+  Gradients sum = backward_part(plans[0], in, upstream);
   for (std::size_t part = 1; part < plans.size(); ++part) {
-    const Gradients more = backward_part(problem, plans[part], in, upstream);
+    const Gradients more = backward_part(plans[part], in, upstream);
     sum.query += more.query, sum.key += more.key, sum.value += more.value;
   }
   const auto narrow = [&](const at::Tensor& x) { return x.to(query.scalar_type()); };

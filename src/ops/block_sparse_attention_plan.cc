@@ -132,11 +132,6 @@ void point_to_masks(const AttentionTensors& tensors, std::int64_t batch, Attenti
   shape.mask_query = plan.mask.stride(2), shape.mask_key = plan.mask.stride(3);
 }
 
-/// Most keys that a query sees by its window.
-std::int64_t reach_of(const AttentionRule& rule) {
-  return rule.behind + 1 + (rule.causal ? 0 : rule.ahead) + rule.bucket - 1;
-}
-
 AttentionPlan plan_of(const Problem& problem, const AttentionRule& rule, bool with_layout,
                       std::int64_t hole) {
   AttentionPlan plan;
@@ -144,14 +139,13 @@ AttentionPlan plan_of(const Problem& problem, const AttentionRule& rule, bool wi
   const auto& tensors = problem.tensors;
   const auto size = [](const c10::SymInt& value) { return value.guard_int(__FILE__, __LINE__); };
   const std::int64_t batch = size(problem.batch);
-  shape.heads = size(problem.heads), shape.kv_heads = size(problem.kv_heads);
+  shape.batch = batch, shape.heads = size(problem.heads), shape.kv_heads = size(problem.kv_heads);
   shape.queries = size(problem.queries), shape.keys = size(problem.keys);
   shape.dim = size(problem.dim), shape.value_dim = size(problem.value_dim);
   shape.causal = rule.causal, shape.self_last = rule.self_last;
   shape.bucket = rule.bucket, shape.scale = rule.scale;
   shape.block_size = rule.block_size;
-  shape.tile_rows =
-      kernels::block_sparse_attention_tile_rows(with_layout ? rule.block_size : 0, reach_of(rule));
+  shape.tile_rows = kernels::block_sparse_attention_tile_rows(with_layout ? rule.block_size : 0);
   if (tensors.dropout_seed) {
     shape.dropout = rule.dropout;
     shape.seed = static_cast<std::uint64_t>(tensors.dropout_seed->item<std::int64_t>());
@@ -171,6 +165,10 @@ AttentionPlan plan_of(const Problem& problem, const AttentionRule& rule, bool wi
   plan.batches = tensors.document_ids ? std::min<std::int64_t>(batch, 1) : batch;
   shape.segments = plan.segments.data();
   shape.segment_count = static_cast<std::int64_t>(plan.segments.size());
+  // By the shape alone, so that results do not depend on the threads.
+  constexpr std::int64_t kItems = 8;
+  const std::int64_t items = plan.batches * shape.kv_heads * shape.segment_count;
+  if (items > 0 && items < kItems) shape.key_parts = ceil_div(kItems, items);
   if (with_layout) add_layout(*tensors.layout, sequences, plan);
   point_to_masks(tensors, batch, plan);
   return plan;

@@ -1,22 +1,17 @@
 // SPDX-License-Identifier: Apache-2.0
-// The local transformer: names, composition, causality, batch rows, the cache against the full
-// pass, copies, refusals, and that it learns.
+// The local transformer: names, composition, causality, batch rows, copies, refusals, and that it
+// learns.
 #include "weir/models/local_transformer.h"
 
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
 #include <torch/torch.h>
 
-#include <algorithm>
-#include <random>
-
-#include "config/options.h"
-#include "models/small_models.h"
+#include "models/small_local_models.h"
 #include "nn/module_contract.h"
 #include "support/temporary_directory.h"
 #include "support/tolerance.h"
 #include "weir/models/checkpoint.h"
-#include "weir/models/generate.h"
 
 namespace weir::models {
 namespace {
@@ -24,53 +19,6 @@ namespace {
 using nn::distance;
 using nn::expect_refusal;
 using Options = LocalTransformerOptions;
-
-constexpr std::int64_t kLength = 40;  // many windows
-
-const Options kSmall = {.num_tokens = 23,
-                        .max_seq_len = kLength,
-                        .dim = 12,
-                        .depth = 2,
-                        .local_attn_window_size = 3,
-                        .dim_head = 6,
-                        .heads = 2,
-                        .ff_mult = 2,
-                        .num_residual_streams = 3};
-
-std::vector<nn::Named<Options>> cases() {
-  const auto with = [](auto change) {
-    Options options = kSmall;
-    change(options);
-    return options;
-  };
-  return {
-      {"streams", kSmall},
-      {"plain", with([](Options& o) { o.num_residual_streams = 1; })},
-      {"bias", with([](Options& o) { o.use_dynamic_pos_bias = true; })},
-      {"bias_buckets", with([](Options& o) {
-         o.use_dynamic_pos_bias = true, o.exact_windowsize = false, o.look_backward = 2;
-       })},
-      {"all", with([](Options& o) {
-         o.qk_rmsnorm = o.gate_values_per_head = o.use_xpos = true, o.exact_windowsize = false;
-       })},
-  };
-}
-
-LocalTransformer small(const Options& options) {
-  torch::manual_seed(1);
-  LocalTransformer model(options);
-  nn::randomise(*model);
-  return model;
-}
-
-at::Tensor random_tokens(std::int64_t batch, std::int64_t n) {
-  return at::randint(23, {batch, n}, at::kLong);
-}
-
-class LocalMode : public ::testing::TestWithParam<nn::Named<Options>> {
- protected:
-  LocalTransformer model_ = small(GetParam().options);
-};
 
 TEST_P(LocalMode, IsTheSumOfItsParts) {
   const Options& o = GetParam().options;
@@ -115,48 +63,6 @@ TEST_P(LocalMode, RowsOfABatchAreIndependent) {
             tests::kFloat64.weights);
 }
 
-TEST_P(LocalMode, StepsGiveTheLogitsOfTheFullPass) {
-  const at::Tensor tokens = random_tokens(2, kLength);
-  for (const auto& [dtype, tolerance] :
-       {std::pair(at::kFloat, kCachedFloat32), std::pair(at::kDouble, kCachedFloat64)}) {
-    model_->to(dtype);
-    const at::Tensor expected = model_(tokens);
-    for (const std::vector<std::int64_t>& split :
-         {std::vector<std::int64_t>(kLength, 1), {kLength}, {11, 1, 0, 1, 20, 7}}) {
-      Cache cache = model_->make_cache(2);
-      std::vector<at::Tensor> parts;
-      std::int64_t begin = 0;
-      for (const std::int64_t count : split) {
-        parts.push_back(model_->step(tokens.narrow(1, begin, count), cache));
-        begin += count;
-      }
-      EXPECT_LE(distance(at::cat(parts, 1), expected), tolerance) << split.size() << " steps";
-      EXPECT_EQ(cache.lengths(), std::vector<std::int64_t>(2, kLength));
-    }
-  }
-}
-
-TEST_P(LocalMode, RowsOfTheCacheHaveTheirOwnLengths) {
-  model_->to(at::kDouble);
-  const at::Tensor tokens = random_tokens(3, kLength);
-  const at::Tensor expected = model_(tokens);
-  Cache cache = model_->make_cache(3);
-  model_->step(tokens.narrow(1, 0, 16), cache);  // as if 16 were the longest of three prompts
-  cache.set_lengths({2, 16, 9});
-  for (int repeat = 0; repeat < 4; ++repeat) {  // then keep two rows, in another order
-    if (repeat == 1) cache.keep_rows({2, 0});
-    const std::vector<std::int64_t> rows =
-        repeat == 0 ? std::vector<std::int64_t>{0, 1, 2} : std::vector<std::int64_t>{2, 0};
-    std::vector<at::Tensor> next, wanted;
-    for (std::size_t i = 0; i < rows.size(); ++i) {
-      next.push_back(tokens[rows[i]].narrow(0, cache.lengths()[i], 5));
-      wanted.push_back(expected[rows[i]].narrow(0, cache.lengths()[i], 5));
-    }
-    EXPECT_LE(distance(model_->step(at::stack(next), cache), at::stack(wanted)), kCachedFloat64);
-  }
-  EXPECT_EQ(cache.lengths(), (std::vector<std::int64_t>{29, 22}));
-}
-
 TEST_P(LocalMode, CopiesAgree) {
   nn::expect_copies_agree(model_, LocalTransformer(GetParam().options), random_tokens(2, 9));
   const tests::TemporaryDirectory directory;
@@ -190,7 +96,7 @@ TEST_P(LocalMode, LearnsATinyBatchByHeart) {
 }
 
 TEST_P(LocalMode, GradientsReachEveryParameter) {
-  next_token_loss(model_, random_tokens(2, kLength)).backward();
+  next_token_loss(model_, random_tokens(2, kLocalLength)).backward();
   if (GetParam().options.use_dynamic_pos_bias) {
     // It adds the same to all logits of a row: the gradient is 0.
     at::Tensor bias = model_->named_parameters()["dynamic_pos_bias.mlp.4.bias"];
@@ -200,63 +106,10 @@ TEST_P(LocalMode, GradientsReachEveryParameter) {
   nn::expect_gradients_everywhere(*model_);
 }
 
-INSTANTIATE_TEST_SUITE_P(Modes, LocalMode, ::testing::ValuesIn(cases()));
-
-/// Options, prompts and lengths from `random`.
-Options random_options(std::mt19937& random) {
-  const auto below = [&](std::int64_t n) { return static_cast<std::int64_t>(random() % n); };
-  Options options = kSmall;
-  options.depth = 1 + below(2);
-  options.local_attn_window_size = 2 + below(5);
-  options.look_backward = below(3);
-  options.exact_windowsize = below(2) == 0;
-  options.heads = 1 + below(2);
-  options.num_residual_streams = 1 + below(4);
-  options.use_dynamic_pos_bias = below(3) == 0;
-  options.use_xpos = below(3) == 0;
-  options.qk_rmsnorm = below(2) == 0;
-  options.gate_values_per_head = below(2) == 0;
-  options.shared_qk = below(4) == 0;
-  return options;
-}
-
-TEST(LocalTransformer, GreedyTextIsTheSameWithAndWithoutTheCache) {
-  for (unsigned seed = 0; seed < 200; ++seed) {
-    std::mt19937 random(seed);
-    const Options options = random_options(random);
-    torch::manual_seed(seed);
-    LocalTransformer model(options);
-    nn::randomise(*model);
-    model->to(at::kDouble);  // ties aside, rounding decides nothing
-    std::vector<std::vector<std::int64_t>> prompts(1 + random() % 3);
-    for (auto& prompt : prompts) {
-      prompt.resize(1 + random() % 20);
-      for (auto& token : prompt) token = static_cast<std::int64_t>(random() % 23);
-    }
-    GenerateOptions greedy = {.max_new_tokens = 12, .temperature = 0};
-    const auto cached = generate(*model, prompts, greedy);
-    greedy.use_cache = false;
-    const auto uncached = generate(*model, prompts, greedy);
-    for (std::size_t row = 0; row < prompts.size(); ++row) {
-      ASSERT_EQ(cached[row].tokens, uncached[row].tokens)
-          << "seed " << seed << ", row " << row << ", " << config::to_json(options).dump();
-    }
-  }
-}
-
-TEST(LocalTransformer, TheCacheDoesNotGrowWithTheText) {
-  LocalTransformer model(kSmall);
-  Cache cache = model->make_cache(1);
-  std::int64_t most = 0;
-  for (std::int64_t i = 0; i < kLength; ++i) {
-    model->step(random_tokens(1, 1), cache);
-    most = std::max(most, cache.layers.front().slots());
-  }
-  EXPECT_LE(most, 3 + 17);  // a window, and what is dropped at once
-}
+INSTANTIATE_TEST_SUITE_P(Modes, LocalMode, ::testing::ValuesIn(small_local_cases()));
 
 TEST(LocalTransformer, HasThePublishedNames) {
-  Options options = kSmall;
+  Options options = kSmallLocal;
   options.depth = 1;
   options.use_dynamic_pos_bias = options.qk_rmsnorm = options.gate_values_per_head = true;
   std::vector<std::string> names = {"token_emb.weight", "pos_emb.weight", "to_logits.0.weight",
@@ -280,14 +133,14 @@ TEST(LocalTransformer, HasThePublishedNames) {
   }
   EXPECT_THAT(nn::parameter_names(LocalTransformerImpl(options)),
               ::testing::UnorderedElementsAreArray(names));
-  EXPECT_THAT(LocalTransformerImpl(kSmall).named_buffers().keys(),
+  EXPECT_THAT(LocalTransformerImpl(kSmallLocal).named_buffers().keys(),
               ::testing::ElementsAre("layers.0.0.branch.attn_fn.rel_pos.inv_freq",
                                      "layers.1.0.branch.attn_fn.rel_pos.inv_freq"));
 }
 
 TEST(LocalTransformer, RefusesWhatDoesNotFit) {
   const auto refuses = [](auto change, const std::string& words) {
-    Options options = kSmall;
+    Options options = kSmallLocal;
     change(options);
     expect_refusal([&] { LocalTransformer model(options); }, "weir::LocalTransformer: " + words);
   };
@@ -302,8 +155,8 @@ TEST(LocalTransformer, RefusesWhatDoesNotFit) {
   refuses([](Options& o) { o.causal = false; },
           "expected `causal` to be true: a language model predicts each token from those before "
           "it.");
-  LocalTransformer model(kSmall);
-  expect_refusal([&] { model(random_tokens(1, kLength + 1)); },
+  LocalTransformer model(kSmallLocal);
+  expect_refusal([&] { model(random_tokens(1, kLocalLength + 1)); },
                  "weir::LocalTransformer: expected at most 40 tokens per row, but got 41.");
 }
 

@@ -3,6 +3,7 @@
 
 Where a padding mask is given, positions that it drops are not compared: the package leaves junk there.
 """
+import dataclasses
 import itertools
 import random
 
@@ -85,8 +86,11 @@ def attention_cases():
     for exact, options in itertools.product((False, True), (dict(dim=8, look_forward=0), dict(), dict(look_forward=2))):
         yield attention_case(16, exact_windowsize=exact, **options)
         yield attention_case(15, (padding(2, 15),), Kept, exact_windowsize=exact, autopad=True, **options)
-    for length in (1, 9, 15):
+    for length in (3, 9, 15):
         yield attention_case(length, causal=True, autopad=True, dim=8)
+    # The gradient of a query with one key is 0, and what is found in float32 is rounding.
+    one = attention_case(1, causal=True, autopad=True, dim=8)
+    yield dataclasses.replace(one, dtypes=(torch.float64,))
     for options in (dict(scale=0.5), dict(shared_qk=True), dict(shared_qk=True, dim=8), dict(look_backward=0)):
         yield attention_case(16, causal=True, **options)
     for base, exact in itertools.product((None, 3), (False, True)):

@@ -23,7 +23,7 @@ def test_the_published_order_of_arguments():
     assert list(inspect.signature(LocalAttention.forward).parameters) == [
         "self", "q", "k", "v", "mask", "input_mask", "attn_bias", "window_size"
     ]  # fmt: skip
-    assert (LocalMHA, LocalTransformer) == (weir.LocalMHA, weir.LocalTransformer)
+    assert LocalMHA is weir.LocalMHA
 
 
 def test_copies():
@@ -42,6 +42,20 @@ def test_a_window_of_the_call():
     assert (module(*inputs(), window_size=2) - module(*inputs())).abs().max() > 1e-2
     with pytest.raises(ValueError, match="expected `window_size` only with `use_xpos`, but got 2"):
         LocalAttention(4)(*inputs(), window_size=2)
+
+
+def test_the_published_generate():
+    model = LocalTransformer(num_tokens=19, max_seq_len=12, dim=16, depth=1, local_attn_window_size=3, heads=2)
+    assert model.max_length == 12
+    prime = torch.randint(0, 19, (2, 4))
+    greedy = model.generate(prime, 7, temperature=0.0)
+    assert greedy.shape == (2, 7) and greedy.dtype == torch.int64
+    assert torch.equal(greedy, model.generate(prime, 7, temperature=0.0, use_kv_cache=False))
+    assert torch.equal(pickle.loads(pickle.dumps(model)).generate(prime, 7, temperature=0.0), greedy)
+    torch.manual_seed(0)
+    sampled = model.generate(prime, 7)
+    torch.manual_seed(0)
+    assert torch.equal(model.generate(prime, 7), sampled)
 
 
 def test_any_length_with_autopad():

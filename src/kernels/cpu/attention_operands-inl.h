@@ -8,6 +8,7 @@
 #define WEIR_KERNELS_CPU_ATTENTION_OPERANDS_INL_H_
 #endif
 
+#include <hwy/contrib/math/math-inl.h>
 #include <hwy/highway.h>
 
 #include <algorithm>
@@ -83,15 +84,22 @@ HWY_INLINE void ScaleRow(const T* from, std::size_t padded, T factor, T* to) {
   }
 }
 
-/// Whether no entry is NaN or infinite; `count` is a whole number of vectors.
+/// Whether no entry of `rows` rows is NaN or infinite; `columns` is a whole number of vectors.
 template <class T>
-HWY_INLINE bool AllFinite(const T* HWY_RESTRICT row, std::size_t count) {
+HWY_INLINE bool AllFinite(const T* HWY_RESTRICT at, std::size_t rows, std::size_t step,
+                          std::size_t columns) {
   const hn::ScalableTag<T> d;
-  auto sum = hn::Zero(d);  // of x * 0, which is 0 or NaN
-  for (std::size_t i = 0; i < count; i += hn::Lanes(d)) {
-    sum = hn::MulAdd(hn::LoadU(d, row + i), hn::Zero(d), sum);
+  const std::size_t lanes = hn::Lanes(d);
+  auto even = hn::Zero(d), odd = hn::Zero(d);  // sums of x * 0, which is 0 or NaN
+  for (std::size_t r = 0; r < rows; ++r, at += step) {
+    std::size_t i = 0;
+    for (; i + 2 * lanes <= columns; i += 2 * lanes) {
+      even = hn::MulAdd(hn::LoadU(d, at + i), hn::Zero(d), even);
+      odd = hn::MulAdd(hn::LoadU(d, at + i + lanes), hn::Zero(d), odd);
+    }
+    if (i < columns) even = hn::MulAdd(hn::LoadU(d, at + i), hn::Zero(d), even);
   }
-  return hn::AllFalse(d, hn::IsNaN(sum));
+  return hn::AllFalse(d, hn::IsNaN(hn::Add(even, odd)));
 }
 
 /// Features i and i + dim / 2 of a row, times [c -s; s c]; `direction` -1: times its transpose.
@@ -108,45 +116,44 @@ HWY_INLINE void Rotate(const T* HWY_RESTRICT table, std::int64_t dim, T directio
   }
 }
 
-/// Rows [0, rows) of [rows, padded count] times `factor`, and zeros up to a whole group, as a
-/// panel.
-template <class T>
-HWY_INLINE void PackPanel(const T* rows_at, std::int64_t rows, std::int64_t count, T factor,
-                          T* HWY_RESTRICT row, T* panel) {
-  const std::size_t lanes = hn::Lanes(hn::ScalableTag<T>()), padded = PaddedSize(count);
+/// Puts rows into a panel: row(r) gives row r of `rows`, padded, and zeros fill the last group.
+template <class T, class Row>
+HWY_INLINE void PackPanel(std::int64_t rows, std::int64_t count, const Row& row, T* panel) {
+  const std::size_t lanes = hn::Lanes(hn::ScalableTag<T>());
   const auto depth = static_cast<std::size_t>((count + 3) / 4 * 4);
   const auto last = (static_cast<std::size_t>(rows) + lanes - 1) / lanes * lanes;
-  for (std::size_t r = 0; r < last; ++r) {
-    if (r < static_cast<std::size_t>(rows)) {
-      ScaleRow(rows_at + r * padded, padded, factor, row);
-    } else {
-      std::fill(row, row + padded, T(0));
-    }
-    PutPieces(row, r % lanes, depth, panel + r / lanes * lanes * depth);
+  std::fill_n(panel + (last - lanes) * depth, lanes * depth, T(0));
+  for (std::size_t r = 0; r < static_cast<std::size_t>(rows); ++r) {
+    PutPieces(row(r), r % lanes, depth, panel + r / lanes * lanes * depth);
   }
   for (std::size_t r = 0; r < last; r += lanes) TransposePieces(panel + r * depth, depth);
 }
 
+/// The queries as a panel of logits in units of log2; for the backward, which multiplies with their
+/// rows too, those as well.
 template <class Value, class T>
 HWY_INLINE void LoadQueries(const BlockSparseAttentionOperands<Value, T>& in, const TilePlace& at,
-                            Tile<T>& tile) {
+                            bool rows_too, Tile<T>& tile) {
   const auto& shape = in.shape;
   const std::size_t padded = PaddedSize(shape.dim);
   const Value* from =
       in.query + at.batch * in.query_strides.batch + at.head * in.query_strides.head;
-  tile.finite = true;
-  for (std::int64_t r = 0; r < at.rows; ++r) {
-    T* row = tile.query_rows + static_cast<std::size_t>(r) * padded;
-    LoadRow(from + at.query(r) * in.query_strides.position, static_cast<std::size_t>(shape.dim),
-            T(0), row);
+  const auto load = [&](std::size_t r) HWY_ATTR {
+    const std::int64_t query = at.query(static_cast<std::int64_t>(r));
+    T* row = rows_too ? tile.query_rows + r * padded : tile.query_rows;
+    T* scaled = rows_too ? tile.query_sums : row;
+    LoadRow(from + query * in.query_strides.position, static_cast<std::size_t>(shape.dim), T(0),
+            row);
     if (in.query_rotation != nullptr) {
-      Rotate(in.query_rotation + at.query(r) * shape.dim, shape.dim, T(1), row);
+      Rotate(in.query_rotation + query * shape.dim, shape.dim, T(1), row);
     }
-    ScaleRow(row, padded, static_cast<T>(shape.scale), row);
-    tile.finite &= AllFinite(row, padded);
-  }
-  PackPanel(tile.query_rows, at.rows, shape.dim, static_cast<T>(kLog2E), tile.query_sums,
-            tile.query_panel);
+    ScaleRow(row, padded, static_cast<T>(shape.scale * kLog2E), scaled);
+    if (rows_too) ScaleRow(row, padded, static_cast<T>(shape.scale), row);
+    return scaled;
+  };
+  PackPanel(at.rows, shape.dim, load, tile.query_panel);
+  tile.finite =
+      !rows_too || AllFinite(tile.query_rows, static_cast<std::size_t>(at.rows), padded, padded);
 }
 
 // ---- keys and values of a run
@@ -155,7 +162,7 @@ template <class T>
 struct RunRows {
   const T *keys = nullptr, *values = nullptr;
   std::size_t key_row = 0, value_row = 0;  // from one to the next
-  bool finite = true;
+  bool keys_finite = true, values_finite = true;
 };
 
 HWY_INLINE bool Kept(const BlockSparseAttentionShape& shape, const TilePlace& at, std::int64_t j) {
@@ -176,30 +183,21 @@ HWY_INLINE bool CopyRun(const BlockSparseAttentionShape& shape, const TilePlace&
                         const KeyRun& run, const Value* from, std::int64_t step, std::int64_t count,
                         const T* rotation, T* to) {
   const std::size_t padded = PaddedSize(count);
-  bool finite = true;
-  for (std::int64_t j = run.begin; j < run.end; ++j, to += padded) {
+  T* row = to;
+  for (std::int64_t j = run.begin; j < run.end; ++j, row += padded) {
     if (!Kept(shape, at, j)) {
-      std::fill(to, to + padded, T(0));
+      std::fill(row, row + padded, T(0));
       continue;
     }
-    LoadRow(from + at.key(j) * step, static_cast<std::size_t>(count), T(0), to);
-    if (rotation != nullptr) Rotate(rotation + at.key(j) * count, count, T(1), to);
-    finite &= AllFinite(to, padded);
+    LoadRow(from + at.key(j) * step, static_cast<std::size_t>(count), T(0), row);
+    if (rotation != nullptr) Rotate(rotation + at.key(j) * count, count, T(1), row);
   }
-  return finite;
-}
-
-template <class T>
-HWY_INLINE bool AllRowsFinite(const T* rows, std::size_t count, std::size_t step,
-                              std::size_t columns) {
-  bool finite = true;
-  for (std::size_t j = 0; j < count; ++j) finite &= AllFinite(rows + j * step, columns);
-  return finite;
+  return AllFinite(to, run.keys(), padded, padded);
 }
 
 template <class Value, class T>
 HWY_INLINE RunRows<T> LoadRun(const BlockSparseAttentionOperands<Value, T>& in, const TilePlace& at,
-                              const KeyRun& run, Tile<T>& tile) {
+                              const KeyRun& run, bool backward, Tile<T>& tile) {
   const auto& shape = in.shape;
   const Value* keys = in.key + at.batch * in.key_strides.batch + at.kv_head * in.key_strides.head;
   const Value* values =
@@ -213,10 +211,11 @@ HWY_INLINE RunRows<T> LoadRun(const BlockSparseAttentionOperands<Value, T>& in, 
           .values = values + at.key(run.begin) * in.value_strides.position,
           .key_row = static_cast<std::size_t>(at.segment->step * in.key_strides.position),
           .value_row = static_cast<std::size_t>(at.segment->step * in.value_strides.position)};
-      rows.finite =
-          AllRowsFinite(rows.keys, run.keys(), rows.key_row, static_cast<std::size_t>(shape.dim)) &&
-          AllRowsFinite(rows.values, run.keys(), rows.value_row,
-                        static_cast<std::size_t>(shape.value_dim));
+      // The forward never multiplies a weight with a key.
+      rows.keys_finite = !backward || AllFinite(rows.keys, run.keys(), rows.key_row,
+                                                static_cast<std::size_t>(shape.dim));
+      rows.values_finite = AllFinite(rows.values, run.keys(), rows.value_row,
+                                     static_cast<std::size_t>(shape.value_dim));
       return rows;
     }
   }
@@ -224,10 +223,10 @@ HWY_INLINE RunRows<T> LoadRun(const BlockSparseAttentionOperands<Value, T>& in, 
                      .values = tile.values,
                      .key_row = PaddedSize(shape.dim),
                      .value_row = PaddedSize(shape.value_dim)};
-  rows.finite =
+  rows.keys_finite =
       CopyRun(shape, at, run, keys, in.key_strides.position, shape.dim, in.key_rotation, tile.keys);
-  rows.finite &= CopyRun(shape, at, run, values, in.value_strides.position, shape.value_dim,
-                         static_cast<const T*>(nullptr), tile.values);
+  rows.values_finite = CopyRun(shape, at, run, values, in.value_strides.position, shape.value_dim,
+                               static_cast<const T*>(nullptr), tile.values);
   return rows;
 }
 
@@ -242,18 +241,21 @@ HWY_INLINE std::int64_t IndexOf(const BlockSparseAttentionShape& shape, const Ti
 template <class Value, class T>
 HWY_INLINE void StoreOutput(const BlockSparseAttentionForward<Value, T>& args, const TilePlace& at,
                             Tile<T>& tile) {
+  const hn::ScalableTag<T> d;
   const auto& shape = args.in.shape;
-  const std::size_t columns = PaddedSize(shape.value_dim);
+  const std::size_t columns = PaddedSize(shape.value_dim), lanes = hn::Lanes(d);
+  for (std::size_t r = 0; r < static_cast<std::size_t>(at.rows); r += lanes) {
+    const auto log = hn::Log(d, hn::Load(d, tile.total + r));
+    const auto max = hn::Load(d, tile.max + r);
+    hn::Store(hn::MulAdd(max, hn::Set(d, static_cast<T>(kLn2)), log), d, tile.lse + r);
+  }
   for (std::int64_t r = 0; r < at.rows; ++r) {
     const std::int64_t index = IndexOf(shape, at, r);
     T* row = tile.sums + static_cast<std::size_t>(r) * columns;
     const T total = tile.total[r];
     ScaleRow(row, columns, total == T(0) ? T(0) : T(1) / total, row);
     StoreRow(row, static_cast<std::size_t>(shape.value_dim), args.output + index * shape.value_dim);
-    args.lse[index] = total == T(0) ? kNothing<T>
-                                    : static_cast<T>((static_cast<double>(tile.max[r]) +
-                                                      std::log2(static_cast<double>(total))) *
-                                                     kLn2);
+    args.lse[index] = total == T(0) ? kNothing<T> : tile.lse[r];
   }
 }
 
@@ -270,7 +272,7 @@ HWY_INLINE void LoadUpstream(const BlockSparseAttentionBackward<Value, T>& args,
     T* upstream = tile.upstream_rows + static_cast<std::size_t>(r) * columns;
     LoadRow(args.grad + index * shape.value_dim, value_dim, T(0), upstream);
     LoadRow(args.output + index * shape.value_dim, value_dim, T(0), tile.sums);
-    tile.finite &= AllFinite(upstream, columns);
+
     auto delta = hn::Zero(d);
     for (std::size_t i = 0; i < columns; i += hn::Lanes(d)) {
       delta = hn::MulAdd(hn::Load(d, upstream + i), hn::Load(d, tile.sums + i), delta);
@@ -279,7 +281,12 @@ HWY_INLINE void LoadUpstream(const BlockSparseAttentionBackward<Value, T>& args,
     const T lse = args.lse[index];
     tile.lse[r] = lse > kNothing<T> || lse != lse ? static_cast<T>(lse * kLog2E) : T(0);
   }
-  PackPanel(tile.upstream_rows, at.rows, shape.value_dim, T(1), tile.sums, tile.upstream_panel);
+  PackPanel(
+      at.rows, shape.value_dim,
+      [&](std::size_t r) HWY_ATTR { return tile.upstream_rows + r * columns; },
+      tile.upstream_panel);
+  tile.finite = tile.finite &&
+                AllFinite(tile.upstream_rows, static_cast<std::size_t>(at.rows), columns, columns);
 }
 
 template <class Value, class T>

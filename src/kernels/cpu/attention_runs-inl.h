@@ -36,15 +36,33 @@ struct TilePlace {
   HWY_INLINE std::int64_t position() const { return segment->offset + row; }
 };
 
-/// Keys [begin, end) of a segment, at most kTileKeys, and the rows of the tile that may see one of
-/// them, in whole vectors but for the last row of the tile.
+/// Keys [key, key + keys) of a run, counted from its beginning, and rows [row, row + rows) of a
+/// tile.
+struct Part {
+  std::size_t key = 0, keys = 0, row = 0, rows = 0;
+};
+
+constexpr std::int64_t kPartKeys = 16;
+
+/// Keys [begin, end) of a segment, at most kTileKeys. Where the tile and the run meet, cut into
+/// vectors of rows and kPartKeys keys, is covered twice: by parts with rows of their own, and by
+/// parts with keys of their own. What lies outside is not computed.
 struct KeyRun {
   std::int64_t begin = 0, end = 0;
-  std::int64_t row = 0, row_end = 0;
   bool bounded = false;  // by low and high of each row
+  Part by_rows[kMostTileRows], by_keys[kTileKeys / kPartKeys];
+  std::size_t row_parts = 0, key_parts = 0;
 
   HWY_INLINE std::size_t keys() const { return static_cast<std::size_t>(end - begin); }
-  HWY_INLINE std::size_t rows() const { return static_cast<std::size_t>(row_end - row); }
+
+  template <class F>
+  HWY_INLINE void ForEachRowPart(const F& f) const {
+    for (std::size_t i = 0; i < row_parts; ++i) f(by_rows[i]);
+  }
+  template <class F>
+  HWY_INLINE void ForEachKeyPart(const F& f) const {
+    for (std::size_t i = 0; i < key_parts; ++i) f(by_keys[i]);
+  }
 };
 
 HWY_INLINE std::int64_t FloorMod(std::int64_t a, std::int64_t b) {
@@ -82,23 +100,55 @@ HWY_INLINE TilePlace PlaceOf(const BlockSparseAttentionShape& shape, std::int64_
   return at;
 }
 
+/// Vectors of rows that meet the same keys make one part.
+HWY_INLINE void CutByRows(const TilePlace& at, std::int64_t lanes, KeyRun& run) {
+  for (std::int64_t row = 0; row < at.rows; row += lanes) {
+    const std::int64_t last = std::min(row + lanes, at.rows) - 1;
+    const std::int64_t low = run.bounded ? std::max(run.begin, at.low[row]) : run.begin;
+    const std::int64_t high = run.bounded ? std::min(run.end - 1, at.high[last]) : run.end - 1;
+    if (low > high) continue;
+    const auto key = static_cast<std::size_t>((low - run.begin) / kPartKeys * kPartKeys);
+    const std::int64_t stop = (high - run.begin) / kPartKeys * kPartKeys + kPartKeys;
+    const std::size_t keys = std::min(static_cast<std::size_t>(stop), run.keys()) - key;
+    const auto rows = static_cast<std::size_t>(last + 1 - row);
+    Part* before = run.row_parts == 0 ? nullptr : &run.by_rows[run.row_parts - 1];
+    if (before != nullptr && before->key == key && before->keys == keys) {
+      before->rows += rows;
+    } else {
+      run.by_rows[run.row_parts++] = {key, keys, static_cast<std::size_t>(row), rows};
+    }
+  }
+}
+
+/// The same area: rows that see some keys stand together, since low and high ascend.
+HWY_INLINE void CutByKeys(KeyRun& run) {
+  for (std::size_t key = 0; key < run.keys(); key += kPartKeys) {
+    Part part = {key, std::min<std::size_t>(kPartKeys, run.keys() - key), 0, 0};
+    run.ForEachRowPart([&](const Part& p) {
+      if (key < p.key || key >= p.key + p.keys) return;
+      if (part.rows == 0) part.row = p.row;
+      part.rows = p.row + p.rows - part.row;
+    });
+    if (part.rows == 0) continue;
+    Part* before = run.key_parts == 0 ? nullptr : &run.by_keys[run.key_parts - 1];
+    if (before != nullptr && before->row == part.row && before->rows == part.rows) {
+      before->keys += part.keys;
+    } else {
+      run.by_keys[run.key_parts++] = part;
+    }
+  }
+}
+
 /// Cuts keys [begin, end) into runs.
 template <class F>
 HWY_INLINE void CutRun(const TilePlace& at, std::int64_t begin, std::int64_t end, bool bounded,
                        std::int64_t lanes, const F& f) {
   for (; begin < end; begin += kTileKeys) {
-    KeyRun run = {.begin = begin,
-                  .end = std::min(end, begin + kTileKeys),
-                  .row = 0,
-                  .row_end = at.rows,
-                  .bounded = bounded};
-    if (bounded) {
-      run.row = std::lower_bound(at.high, at.high + at.rows, run.begin) - at.high;
-      run.row = run.row / lanes * lanes;
-      run.row_end = std::lower_bound(at.low, at.low + at.rows, run.end) - at.low;
-      if (run.row >= run.row_end) continue;
-      run.row_end = std::min(at.rows, (run.row_end + lanes - 1) / lanes * lanes);
-    }
+    KeyRun run;
+    run.begin = begin, run.end = std::min(end, begin + kTileKeys), run.bounded = bounded;
+    CutByRows(at, lanes, run);
+    if (run.row_parts == 0) continue;
+    CutByKeys(run);
     f(run);
   }
 }
@@ -129,7 +179,9 @@ HWY_INLINE void ForEachRun(const BlockSparseAttentionShape& shape, const TilePla
   const auto vector = static_cast<std::int64_t>(lanes);
   const std::int64_t prefix = std::min(at.segment->prefix, at.segment->keys);
   CutActive(shape, at, 0, prefix, false, vector, f);
-  const std::int64_t begin = std::max(prefix, at.low[0]),
+  // Parts of runs then begin where those of other tiles do.
+  const std::int64_t low = at.low[0] > 0 ? at.low[0] / kPartKeys * kPartKeys : 0;
+  const std::int64_t begin = std::max(prefix, low),
                      end = std::min(at.segment->keys, at.high[at.rows - 1] + 1);
   CutActive(shape, at, begin, end, true, vector, f);
 }

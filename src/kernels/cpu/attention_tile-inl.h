@@ -14,6 +14,8 @@
 #include <algorithm>
 #include <cmath>
 #include <cstddef>
+#include <cstdint>
+#include <cstring>
 
 #include "kernels/cpu/attention_operands-inl.h"
 #include "kernels/cpu/exp2-inl.h"
@@ -39,29 +41,37 @@ HWY_INLINE void MultiplyPanel(const KeyRun& run, const T* rows, std::size_t step
                               std::int64_t features, const T* panel, T* to) {
   const std::size_t lanes = hn::Lanes(hn::ScalableTag<T>());
   const auto depth = static_cast<std::size_t>((features + 3) / 4 * 4);
-  Multiply<false, T>(run.keys(), (run.rows() + lanes - 1) / lanes,
-                     static_cast<std::size_t>(features), {rows, step, 1},
-                     {panel + static_cast<std::size_t>(run.row) * depth, lanes, depth * lanes},
-                     {to + run.row, kMostTileRows});
+  run.ForEachRowPart([&](const Part& part) HWY_ATTR {
+    Multiply<false, T>(part.keys, (part.rows + lanes - 1) / lanes,
+                       static_cast<std::size_t>(features), {rows + part.key * step, step, 1},
+                       {panel + part.row * depth, lanes, depth * lanes},
+                       {to + part.key * kMostTileRows + part.row, kMostTileRows});
+  });
 }
 
 // ---- which pairs
 
-/// Rows [from, to) stay except [hole, hole_end); others become -inf.
-template <class T>
-HWY_INLINE void MaskRow(const KeyRun& run, std::int64_t from, std::int64_t to, std::int64_t hole,
-                        std::int64_t hole_end, T* HWY_RESTRICT logits) {
-  const hn::ScalableTag<T> d;
-  const auto set = [&](std::int64_t row) HWY_ATTR {  // clamped, so that T holds it
-    return hn::Set(d, static_cast<T>(std::clamp<std::int64_t>(row, 0, kMostTileRows)));
+/// Bits [from, to) of 64, both clamped to it.
+HWY_INLINE std::uint64_t Bits(std::int64_t from, std::int64_t to) {
+  const auto below = [](std::int64_t row) {
+    return row >= 64 ? ~std::uint64_t{0} : (std::uint64_t{1} << std::max<std::int64_t>(row, 0)) - 1;
   };
-  const auto low = set(from), high = set(to), hole_low = set(hole), hole_high = set(hole_end);
-  for (std::int64_t r = run.row; r < run.row_end; r += static_cast<std::int64_t>(hn::Lanes(d))) {
-    const auto row = hn::Iota(d, static_cast<T>(r));
-    const auto inside = hn::And(hn::Ge(row, low), hn::Lt(row, high));
-    const auto in_hole = hn::And(hn::Ge(row, hole_low), hn::Lt(row, hole_high));
-    const auto logit = hn::Load(d, logits + r);
-    hn::Store(hn::IfThenElse(hn::AndNot(in_hole, inside), logit, hn::Set(d, kNothing<T>)), d,
+  return below(to) & ~below(from);
+}
+
+/// Rows whose bit is set stay; others become -inf.
+template <class T>
+HWY_INLINE void MaskRow(const Part& part, std::uint64_t visible, T* HWY_RESTRICT logits) {
+  const hn::ScalableTag<T> d;
+  const std::size_t lanes = hn::Lanes(d);
+  const std::uint64_t all = Bits(0, static_cast<std::int64_t>(lanes));
+  for (std::size_t r = part.row; r < part.row + part.rows; r += lanes) {
+    const std::uint64_t here = visible >> r;
+    if ((here & all) == all) continue;
+    alignas(8) std::uint8_t bits[8];
+    std::memcpy(bits, &here, 8);
+    const auto kept = hn::LoadMaskBits(d, bits);
+    hn::Store(hn::IfThenElse(kept, hn::Load(d, logits + r), hn::Set(d, kNothing<T>)), d,
               logits + r);
   }
 }
@@ -70,23 +80,20 @@ template <class T>
 HWY_INLINE void MaskKeys(const BlockSparseAttentionShape& shape, const TilePlace& at,
                          const KeyRun& run, Tile<T>& tile) {
   const std::int64_t hole = at.segment->hole;
-  std::int64_t from = run.row, to = run.row;
-  for (std::int64_t j = run.begin; j < run.end; ++j) {
-    T* logits = RowOf(run, j, tile.logits);
-    if (!Kept(shape, at, j)) {
-      MaskRow(run, 0, 0, 0, 0, logits);
-      continue;
+  std::int64_t from = 0, to = run.bounded ? 0 : at.rows;
+  run.ForEachKeyPart([&](const Part& part) HWY_ATTR {
+    for (std::size_t i = part.key; i < part.key + part.keys; ++i) {
+      const std::int64_t j = run.begin + static_cast<std::int64_t>(i);
+      while (run.bounded && from < at.rows && at.high[from] < j) ++from;
+      while (run.bounded && to < at.rows && at.low[to] <= j) ++to;
+      std::uint64_t visible = Kept(shape, at, j) ? Bits(from, to) : 0;
+      if (hole > 0) {
+        const std::int64_t self = j - at.position();  // the row at the key's position
+        visible &= ~Bits(shape.causal ? self : self - hole + 1, self + hole);
+      }
+      MaskRow(part, visible, tile.logits + i * kMostTileRows);
     }
-    if (run.bounded) {
-      while (from < run.row_end && at.high[from] < j) ++from;
-      while (to < run.row_end && at.low[to] <= j) ++to;
-    } else {
-      to = run.row_end;
-    }
-    const std::int64_t self = j - at.position();  // the row at the key's position
-    const bool whole = from == run.row && to == run.row_end && hole == 0;
-    if (!whole) MaskRow(run, from, to, shape.causal ? self : self - hole + 1, self + hole, logits);
-  }
+  });
 }
 
 /// `mask`, and a stride within the segment.
@@ -95,7 +102,7 @@ HWY_INLINE void MaskPairs(const BlockSparseAttentionShape& shape, const TilePlac
                           const KeyRun& run, Tile<T>& tile) {
   if (shape.mask == nullptr && shape.stride == 1) return;
   const std::uint8_t* mask = shape.mask + at.batch * shape.mask_batch + at.head * shape.mask_head;
-  for (std::int64_t r = run.row; r < run.row_end; ++r) {
+  for (std::int64_t r = 0; r < at.rows; ++r) {
     for (std::int64_t j = run.begin; j < run.end; ++j) {
       const bool kept = shape.mask == nullptr ||
                         mask[at.query(r) * shape.mask_query + at.key(j) * shape.mask_key] != 0;
@@ -110,20 +117,27 @@ HWY_INLINE void MaskPairs(const BlockSparseAttentionShape& shape, const TilePlac
 template <class F>
 HWY_INLINE void ForEachBias(const BlockSparseAttentionShape& shape, const TilePlace& at,
                             const KeyRun& run, const F& f) {
-  for (std::int64_t r = run.row, count = 0; r < run.row_end; r += count) {
-    const std::int64_t position = at.position() + r, row = FloorMod(position, shape.bias_rows);
-    count = std::min(run.row_end - r, shape.bias_rows - row);
-    const std::int64_t first = position - row - shape.bias_behind;
-    const std::int64_t begin = std::max(run.begin, first),
-                       end = std::min(run.end, first + shape.bias_columns);
-    for (std::int64_t j = begin; j < end; ++j) f(j, r, count, (j - first) * shape.bias_rows + row);
-  }
+  run.ForEachRowPart([&](const Part& part) {
+    const auto stop = static_cast<std::int64_t>(part.row + part.rows);
+    const std::int64_t key = run.begin + static_cast<std::int64_t>(part.key);
+    for (std::int64_t r = static_cast<std::int64_t>(part.row), count = 0; r < stop; r += count) {
+      const std::int64_t position = at.position() + r, row = FloorMod(position, shape.bias_rows);
+      count = std::min(stop - r, shape.bias_rows - row);
+      const std::int64_t first = position - row - shape.bias_behind;
+      const std::int64_t begin = std::max(key, first),
+                         end = std::min(key + static_cast<std::int64_t>(part.keys),
+                                        first + shape.bias_columns);
+      for (std::int64_t j = begin; j < end; ++j) {
+        f(j, r, count, (j - first) * shape.bias_rows + row);
+      }
+    }
+  });
 }
 
-/// The row whose query stands at key j, if the run has it; else -1.
-HWY_INLINE std::int64_t SelfRow(const TilePlace& at, const KeyRun& run, std::int64_t j) {
+/// The row whose query stands at key j, if the tile has it; else -1.
+HWY_INLINE std::int64_t SelfRow(const TilePlace& at, std::int64_t j) {
   const std::int64_t r = j - at.position();
-  return r >= run.row && r < run.row_end ? r : -1;
+  return r >= 0 && r < at.rows ? r : -1;
 }
 
 /// Logits of the tile against a run; -inf where the pair is not allowed.
@@ -142,7 +156,7 @@ HWY_INLINE void Logits(const BlockSparseAttentionOperands<Value, T>& in, const T
                 });
   }
   for (std::int64_t j = run.begin; shape.self_last && j < run.end; ++j) {
-    const std::int64_t r = SelfRow(at, run, j);
+    const std::int64_t r = SelfRow(at, j);
     if (r >= 0) RowOf(run, j, tile.logits)[r] = static_cast<T>(kSelfLogit * kLog2E);
   }
   MaskKeys(shape, at, run, tile);
@@ -162,13 +176,12 @@ HWY_INLINE hn::Vec<D> Weight(D d, hn::Vec<D> t) {
 /// Logits to weights against the largest logit so far; what was summed up before is scaled down to
 /// it.
 template <class T>
-HWY_INLINE void AccumulateSoftmax(const KeyRun& run, std::size_t columns, Tile<T>& tile) {
+HWY_INLINE void AccumulateSoftmax(const Part& part, std::size_t columns, Tile<T>& tile) {
   const hn::ScalableTag<T> d;
-  const std::size_t keys = run.keys(), lanes = hn::Lanes(d);
+  const std::size_t lanes = hn::Lanes(d), keys = part.keys, end = part.row + part.rows;
   const auto nothing = hn::Set(d, kNothing<T>);
-  const auto row = static_cast<std::size_t>(run.row), end = static_cast<std::size_t>(run.row_end);
-  for (std::size_t r = row; r < end; r += lanes) {
-    T* HWY_RESTRICT logits = tile.logits + r;
+  for (std::size_t r = part.row; r < end; r += lanes) {
+    T* HWY_RESTRICT logits = tile.logits + part.key * kMostTileRows + r;
     const auto before = hn::Load(d, tile.max + r);
     auto max = before;
     for (std::size_t j = 0; j < keys; ++j) {
@@ -187,7 +200,7 @@ HWY_INLINE void AccumulateSoftmax(const KeyRun& run, std::size_t columns, Tile<T
     hn::Store(factor, d, tile.factor + r);
     hn::Store(sum, d, tile.total + r);
   }
-  for (std::size_t r = row; r < end; ++r) {
+  for (std::size_t r = part.row; r < end; ++r) {
     const T factor = tile.factor[r];
     if (factor != T(1)) ScaleRow(tile.sums + r * columns, columns, factor, tile.sums + r * columns);
   }
@@ -213,22 +226,23 @@ HWY_INLINE void GradientOfLogits(const BlockSparseAttentionShape& shape, const T
                                  const KeyRun& run, Tile<T>& tile) {
   const hn::ScalableTag<T> d;
   const auto nothing = hn::Set(d, kNothing<T>);
-  const std::size_t keys = run.keys();
-  for (std::int64_t r = run.row; r < run.row_end; r += static_cast<std::int64_t>(hn::Lanes(d))) {
-    const auto lse = hn::Load(d, tile.lse + r), delta = hn::Load(d, tile.delta + r);
-    for (std::size_t j = 0; j < keys; ++j) {
-      T* HWY_RESTRICT logits = tile.logits + j * kMostTileRows + r;
-      T* HWY_RESTRICT grads = tile.grads + j * kMostTileRows + r;
-      const auto logit = hn::Load(d, logits);
-      const auto away = hn::Eq(logit, nothing);
-      const auto weight = hn::IfThenZeroElse(away, Weight(d, hn::Sub(logit, lse)));
-      const auto grad = hn::Mul(weight, hn::Sub(hn::Load(d, grads), delta));
-      hn::Store(weight, d, logits);
-      hn::Store(hn::IfThenZeroElse(away, grad), d, grads);
+  run.ForEachRowPart([&](const Part& part) HWY_ATTR {
+    for (std::size_t r = part.row; r < part.row + part.rows; r += hn::Lanes(d)) {
+      const auto lse = hn::Load(d, tile.lse + r), delta = hn::Load(d, tile.delta + r);
+      for (std::size_t j = part.key; j < part.key + part.keys; ++j) {
+        T* HWY_RESTRICT logits = tile.logits + j * kMostTileRows + r;
+        T* HWY_RESTRICT grads = tile.grads + j * kMostTileRows + r;
+        const auto logit = hn::Load(d, logits);
+        const auto away = hn::Eq(logit, nothing);
+        const auto weight = hn::IfThenZeroElse(away, Weight(d, hn::Sub(logit, lse)));
+        const auto grad = hn::Mul(weight, hn::Sub(hn::Load(d, grads), delta));
+        hn::Store(weight, d, logits);
+        hn::Store(hn::IfThenZeroElse(away, grad), d, grads);
+      }
     }
-  }
+  });
   for (std::int64_t j = run.begin; shape.self_last && j < run.end; ++j) {
-    const std::int64_t r = SelfRow(at, run, j);
+    const std::int64_t r = SelfRow(at, j);
     if (r >= 0) RowOf(run, j, tile.grads)[r] = T(0);
   }
 }
@@ -250,12 +264,15 @@ HWY_INLINE void ApplyDropout(const BlockSparseAttentionShape& shape, const TileP
   if (shape.dropout == 0) return;
   const std::uint32_t threshold = dropout_threshold(shape.dropout);
   const T factor = static_cast<T>(1 / (1 - shape.dropout));
-  for (std::int64_t j = run.begin; j < run.end; ++j) {
-    T* HWY_RESTRICT row = RowOf(run, j, to);
-    for (std::int64_t r = run.row; r < run.row_end; ++r) {
-      row[r] = dropout_bits(tile.dropout[r], at.key(j)) < threshold ? T(0) : row[r] * factor;
+  run.ForEachKeyPart([&](const Part& part) HWY_ATTR {
+    for (std::size_t i = part.key; i < part.key + part.keys; ++i) {
+      T* HWY_RESTRICT row = to + i * kMostTileRows;
+      const std::int64_t key = at.key(run.begin + static_cast<std::int64_t>(i));
+      for (std::size_t r = part.row; r < part.row + part.rows; ++r) {
+        row[r] = dropout_bits(tile.dropout[r], key) < threshold ? T(0) : row[r] * factor;
+      }
     }
-  }
+  });
 }
 
 }  // namespace HWY_NAMESPACE

@@ -38,19 +38,23 @@ HWY_INLINE void ForwardTile(const BlockSparseAttentionForward<Value, T>& args, c
   const auto& shape = args.in.shape;
   const std::size_t lanes = hn::Lanes(hn::ScalableTag<T>());
   const std::size_t columns = PaddedSize(shape.value_dim);
-  LoadQueries(args.in, at, tile);
+  LoadQueries(args.in, at, false, tile);
   SetDropout(shape, at, tile);
   std::fill(tile.sums, tile.sums + at.rows * static_cast<std::int64_t>(columns), T(0));
   std::fill(tile.max, tile.max + kMostTileRows, kNothing<T>);
   std::fill(tile.total, tile.total + kMostTileRows, T(0));
   ForEachRun(shape, at, lanes, [&](const KeyRun& run) HWY_ATTR {
-    const RunRows<T> rows = LoadRun(args.in, at, run, tile);
+    const RunRows<T> rows = LoadRun(args.in, at, run, false, tile);
     Logits(args.in, at, rows, run, tile);
-    AccumulateSoftmax(run, columns, tile);
+    run.ForEachRowPart([&](const Part& part) HWY_ATTR { AccumulateSoftmax(part, columns, tile); });
     ApplyDropout(shape, at, run, tile, tile.logits);
-    AddProduct<T>(rows.finite, run.rows(), static_cast<std::size_t>(shape.value_dim), run.keys(),
-                  {tile.logits + run.row, 1, kMostTileRows}, {rows.values, rows.value_row, lanes},
-                  {tile.sums + static_cast<std::size_t>(run.row) * columns, columns});
+    run.ForEachRowPart([&](const Part& part) HWY_ATTR {
+      AddProduct<T>(rows.values_finite, part.rows, static_cast<std::size_t>(shape.value_dim),
+                    part.keys,
+                    {tile.logits + part.key * kMostTileRows + part.row, 1, kMostTileRows},
+                    {rows.values + part.key * rows.value_row, rows.value_row, lanes},
+                    {tile.sums + part.row * columns, columns});
+    });
   });
   StoreOutput(args, at, tile);
 }
@@ -79,10 +83,11 @@ struct KeySums {
 /// The first key and value of a segment in their gradients.
 template <class Value, class T>
 HWY_INLINE std::int64_t FirstKey(const BlockSparseAttentionBackward<Value, T>& args,
-                                 const AttentionSegment& segment, std::int64_t batch,
-                                 std::int64_t kv_head) {
+                                 const AttentionSegment& segment, std::int64_t part,
+                                 std::int64_t batch, std::int64_t kv_head) {
   const auto& shape = args.in.shape;
-  return ((batch + segment.batch) * shape.kv_heads + kv_head) * shape.keys + segment.key_first;
+  const std::int64_t entry = part * shape.batch + batch + segment.batch;
+  return (entry * shape.kv_heads + kv_head) * shape.keys + segment.key_first;
 }
 
 template <class Value, class T>
@@ -162,13 +167,13 @@ HWY_INLINE void BackwardTile(const BlockSparseAttentionBackward<Value, T>& args,
   const std::size_t lanes = hn::Lanes(hn::ScalableTag<T>());
   const auto dim = static_cast<std::size_t>(shape.dim),
              value_dim = static_cast<std::size_t>(shape.value_dim);
-  LoadQueries(args.in, at, tile);
+  LoadQueries(args.in, at, true, tile);
   LoadUpstream(args, at, tile);
   SetDropout(shape, at, tile);
   std::fill(tile.query_sums, tile.query_sums + static_cast<std::size_t>(at.rows) * Padded(dim),
             T(0));
   ForEachRun(shape, at, lanes, [&](const KeyRun& run) HWY_ATTR {
-    const RunRows<T> rows = LoadRun(args.in, at, run, tile);
+    const RunRows<T> rows = LoadRun(args.in, at, run, true, tile);
     Logits(args.in, at, rows, run, tile);
     MultiplyPanel(run, rows.values, rows.value_row, shape.value_dim, tile.upstream_panel,
                   tile.grads);
@@ -176,17 +181,23 @@ HWY_INLINE void BackwardTile(const BlockSparseAttentionBackward<Value, T>& args,
     GradientOfLogits(shape, at, run, tile);
     ApplyDropout(shape, at, run, tile, tile.logits);
     AddBiasGradient(args, at, run, tile);
-    const auto first = static_cast<std::size_t>(run.begin), row = static_cast<std::size_t>(run.row);
-    const bool finite = rows.finite && tile.finite;
-    AddProduct<T>(finite, run.keys(), value_dim, run.rows(), {tile.logits + row, kMostTileRows, 1},
-                  {tile.upstream_rows + row * Padded(value_dim), Padded(value_dim), lanes},
-                  {sums.values + first * sums.value_row, sums.value_row});
-    AddProduct<T>(finite, run.keys(), dim, run.rows(), {tile.grads + row, kMostTileRows, 1},
-                  {tile.query_rows + row * Padded(dim), Padded(dim), lanes},
-                  {sums.keys + first * sums.key_row, sums.key_row});
-    AddProduct<T>(rows.finite, run.rows(), dim, run.keys(), {tile.grads + row, 1, kMostTileRows},
-                  {rows.keys, rows.key_row, lanes},
-                  {tile.query_sums + row * Padded(dim), Padded(dim)});
+    const auto first = static_cast<std::size_t>(run.begin);
+    run.ForEachKeyPart([&](const Part& part) HWY_ATTR {
+      const std::size_t entry = part.key * kMostTileRows + part.row, key = first + part.key;
+      AddProduct<T>(tile.finite, part.keys, value_dim, part.rows,
+                    {tile.logits + entry, kMostTileRows, 1},
+                    {tile.upstream_rows + part.row * Padded(value_dim), Padded(value_dim), lanes},
+                    {sums.values + key * sums.value_row, sums.value_row});
+      AddProduct<T>(tile.finite, part.keys, dim, part.rows, {tile.grads + entry, kMostTileRows, 1},
+                    {tile.query_rows + part.row * Padded(dim), Padded(dim), lanes},
+                    {sums.keys + key * sums.key_row, sums.key_row});
+    });
+    run.ForEachRowPart([&](const Part& part) HWY_ATTR {
+      AddProduct<T>(rows.keys_finite, part.rows, dim, part.keys,
+                    {tile.grads + part.key * kMostTileRows + part.row, 1, kMostTileRows},
+                    {rows.keys + part.key * rows.key_row, rows.key_row, lanes},
+                    {tile.query_sums + part.row * Padded(dim), Padded(dim)});
+    });
   });
   StoreQueryGradient(args, at, tile);
 }
@@ -198,14 +209,17 @@ HWY_INLINE void Backward(const BlockSparseAttentionBackward<Value, T>& args, std
   Tile<T> tile = TakeTile<T>(shape, true, workspace);
   const std::int64_t group = shape.heads / shape.kv_heads;
   for (std::int64_t index = begin; index < end; ++index) {
-    const AttentionSegment& segment = shape.segments[index % shape.segment_count];
-    const std::int64_t kv_head = index / shape.segment_count % shape.kv_heads;
-    const std::int64_t batch = index / (shape.segment_count * shape.kv_heads);
+    const std::int64_t part = index % shape.key_parts, pair = index / shape.key_parts;
+    const AttentionSegment& segment = shape.segments[pair % shape.segment_count];
+    const std::int64_t kv_head = pair / shape.segment_count % shape.kv_heads;
+    const std::int64_t batch = pair / (shape.segment_count * shape.kv_heads);
     const std::int64_t tiles = (segment.queries + shape.tile_rows - 1) / shape.tile_rows;
-    const std::int64_t first = FirstKey(args, segment, batch, kv_head);
+    const std::int64_t begin_tile = tiles * part / shape.key_parts,
+                       end_tile = tiles * (part + 1) / shape.key_parts;
+    const std::int64_t first = FirstKey(args, segment, part, batch, kv_head);
     const KeySums<T> sums = ZeroKeySums(args, segment, first, tile);
     for (std::int64_t head = kv_head * group; head < (kv_head + 1) * group; ++head) {
-      for (std::int64_t t = 0; t < tiles; ++t) {
+      for (std::int64_t t = begin_tile; t < end_tile; ++t) {
         BackwardTile(args, PlaceOf(shape, batch, head, segment.query_tile + t), sums, tile);
       }
     }
@@ -235,9 +249,8 @@ HWY_AFTER_NAMESPACE();
 #if HWY_ONCE
 namespace weir::kernels {
 
-std::int64_t block_sparse_attention_tile_rows(std::int64_t block_size, std::int64_t reach) {
-  // A tile meets rows + reach - 1 keys; more rows than the reach are mostly masked away.
-  if (block_size == 0) return reach <= kMostTileRows ? kMostTileRows / 2 : kMostTileRows;
+std::int64_t block_sparse_attention_tile_rows(std::int64_t block_size) {
+  if (block_size == 0) return kMostTileRows;
   std::int64_t rows = block_size;  // the largest divisor that fits
   while (rows > kMostTileRows || block_size % rows != 0) --rows;
   return rows;

@@ -12,6 +12,7 @@
 #include <hwy/highway.h>
 
 #include <cstddef>
+#include <type_traits>
 
 HWY_BEFORE_NAMESPACE();
 namespace weir::kernels {
@@ -79,16 +80,18 @@ HWY_INLINE void MultiplyTile(std::size_t depth, const Left<T>& a, const Right<T>
   }
 }
 
+/// Few rows take more vectors at a time, so that enough sums are under way.
 template <std::size_t kRows, bool kAdd, class T>
 HWY_INLINE void MultiplyRows(std::size_t vectors, std::size_t depth, const Left<T>& a,
                              const Right<T>& b, const Product<T>& c) {
+  constexpr std::size_t kWide = 2 * kRows <= kMatmulRows ? 4 : 2;
   const std::size_t lanes = hn::Lanes(hn::ScalableTag<T>());
   std::size_t n = 0;
-  for (; n + 2 <= vectors; n += 2) {
-    MultiplyTile<kRows, 2, kAdd>(depth, a, {b.at + n * b.vector, b.row, b.vector},
-                                 {c.at + n * lanes, c.row});
+  for (; n + kWide <= vectors; n += kWide) {
+    MultiplyTile<kRows, kWide, kAdd>(depth, a, {b.at + n * b.vector, b.row, b.vector},
+                                     {c.at + n * lanes, c.row});
   }
-  if (n < vectors) {
+  for (; n < vectors; ++n) {
     MultiplyTile<kRows, 1, kAdd>(depth, a, {b.at + n * b.vector, b.row, b.vector},
                                  {c.at + n * lanes, c.row});
   }
@@ -103,14 +106,21 @@ HWY_NOINLINE void Multiply(std::size_t rows, std::size_t vectors, std::size_t de
     MultiplyRows<kMatmulRows, kAdd>(vectors, depth, {a.at + r * a.row, a.row, a.column}, b,
                                     {c.at + r * c.row, c.row});
   }
-  for (; r + 4 <= rows; r += 4) {
-    MultiplyRows<4, kAdd>(vectors, depth, {a.at + r * a.row, a.row, a.column}, b,
-                          {c.at + r * c.row, c.row});
+  const auto rest = [&](auto count) HWY_ATTR {
+    for (; r + count() <= rows; r += count()) {
+      MultiplyRows<count(), kAdd>(vectors, depth, {a.at + r * a.row, a.row, a.column}, b,
+                                  {c.at + r * c.row, c.row});
+    }
+  };
+  if constexpr (!kAdd) {  // the last rows again, with some before them
+    if (r < rows && rows >= kMatmulRows) {
+      r = rows - kMatmulRows;
+      rest(std::integral_constant<std::size_t, kMatmulRows>());
+    }
   }
-  for (; r < rows; ++r) {
-    MultiplyRows<1, kAdd>(vectors, depth, {a.at + r * a.row, a.row, a.column}, b,
-                          {c.at + r * c.row, c.row});
-  }
+  rest(std::integral_constant<std::size_t, kMatmulRows / 2>());
+  rest(std::integral_constant<std::size_t, 2>());
+  rest(std::integral_constant<std::size_t, 1>());
 }
 
 /// C += A B where a 0 in A means "not there": NaN and infinity in B do not meet it.
