@@ -43,6 +43,11 @@ def block_sparse_attention(
     stride=1,
     prefix=0,
     scale=None,
+    *,
+    cu_seqlens=None,
+    cu_seqlens_k=None,
+    document_ids=None,
+    local=0,
 ):
     """Softmax attention over the pairs of positions that a pattern allows; memory linear in n.
 
@@ -59,6 +64,12 @@ def block_sparse_attention(
         stride (int): Only keys a multiple of this many positions away.
         prefix (int): The first keys that every query may see, whatever causal and window say.
         scale (float | None): Factor on the logits; None: 1 / sqrt(dim).
+        cu_seqlens (torch.Tensor | None): Int64 or int32 (sequences + 1): sequence s is queries cu_seqlens[s] ...
+            cu_seqlens[s + 1]. Sequences do not see each other; all positions and the layout count within one.
+        cu_seqlens_k (torch.Tensor | None): The same for keys; None: as queries.
+        document_ids (torch.Tensor | None): Int64 or int32 (batch, n), n = m: neighbours with equal ids are one document,
+            and documents do not see each other.
+        local (int): Keys less than this many positions away are seen whatever layout, window and stride say.
 
     Returns:
         torch.Tensor: (batch, heads, n, value_dim); 0 where a query sees no key.
@@ -78,6 +89,80 @@ def block_sparse_attention(
         stride=stride,
         prefix=prefix,
         scale=scale,
+        cu_seqlens=cu_seqlens,
+        cu_seqlens_k=cu_seqlens_k,
+        document_ids=document_ids,
+        local=local,
+    )
+
+
+def local_attention(
+    query,
+    key,
+    value,
+    window_size,
+    key_mask=None,
+    attn_bias=None,
+    inv_freq=None,
+    causal=False,
+    look_backward=1,
+    look_forward=None,
+    exact_windowsize=False,
+    scale=None,
+    shared_qk=False,
+    use_xpos=False,
+    xpos_scale_base=None,
+    dropout=0.0,
+):
+    """Softmax attention over a band of positions, in memory linear in n.
+
+    Query i of bucket floor(i / window_size) sees the keys of that bucket, of `look_backward` buckets before and of
+    `look_forward` after it. The last query stands at the last key; buckets are counted from key 0. Any n: nothing is
+    padded. Differentiable in query, key, value and attn_bias.
+
+    Args:
+        query (torch.Tensor): (batch, heads, n, dim); float32, float64, bfloat16 or float16.
+        key (torch.Tensor): (batch, kv_heads, m, dim); kv_heads divides heads.
+        value (torch.Tensor): (batch, kv_heads, m, value_dim).
+        window_size (int): Positions per bucket.
+        key_mask (torch.Tensor | None): Bool (batch, m), true = keep.
+        attn_bias (torch.Tensor | None): (heads, window_size, (look_backward + 1 + look_forward) * window_size), added to
+            the logits: slot (a, p) is that of query a of a bucket and key p of its span, which begins look_backward
+            buckets earlier.
+        inv_freq (torch.Tensor | None): (dim / 2): rotary embedding of angle position * inv_freq, halves of a head
+            paired.
+        causal (bool): Only keys up to the query's position.
+        look_backward (int): Buckets, or window sizes, seen backward.
+        look_forward (int | None): The same forward; None: 0 if causal, else 1.
+        exact_windowsize (bool): Windows of equal length around each query instead of whole buckets.
+        scale (float | None): Factor on the logits; None: 1 / sqrt(dim).
+        shared_qk (bool): Keys are normalised, and a query attends to itself only if nothing else is left.
+        use_xpos (bool): Rotary embedding with the length scaling of xPos; needs `inv_freq`.
+        xpos_scale_base (float | None): Distance over which xPos decays; None: window_size / 2, rounded down.
+        dropout (float): Share of the weights to drop, in [0, 1). torch's seed decides which.
+
+    Returns:
+        torch.Tensor: (batch, heads, n, value_dim); 0 where a query sees no key.
+
+    Sources: Beltagy et al. 2020, arXiv:2004.05150; Su et al. 2021, arXiv:2104.09864; Sun et al. 2022, arXiv:2212.10554.
+    """
+    return torch.ops.weir.local_attention(
+        query,
+        key,
+        value,
+        window_size,
+        key_mask=key_mask,
+        attn_bias=attn_bias,
+        inv_freq=inv_freq,
+        causal=causal,
+        look_backward=look_backward,
+        look_forward=look_forward,
+        exact_windowsize=exact_windowsize,
+        scale=scale,
+        shared_qk=shared_qk,
+        use_xpos=use_xpos,
+        xpos_scale_base=xpos_scale_base,
+        dropout=dropout,
     )
 
 

@@ -183,6 +183,13 @@ Gradients backward_part(const AttentionPlan& plan, const Operands& in, const Ups
   return grads;
 }
 
+/// (batch, heads, columns, rows) -> as `bias`, with the strides that Meta says: contiguous() leaves
+/// a single row the strides of its transpose, view does not.
+at::Tensor bias_gradient(const at::Tensor& parts, const at::Tensor& bias) {
+  const at::Tensor sum = parts.sum(0).transpose(1, 2).contiguous();
+  return sum.view(bias.sizes()).to(bias.scalar_type());
+}
+
 std::tuple<at::Tensor, at::Tensor, at::Tensor, at::Tensor> backward_cpu(
     const at::Tensor& grad, const at::Tensor& query, const at::Tensor& key, const at::Tensor& value,
     const OptionalTensor& bias, const at::Tensor& output, const at::Tensor& lse,
@@ -204,8 +211,7 @@ std::tuple<at::Tensor, at::Tensor, at::Tensor, at::Tensor> backward_cpu(
   }
   const auto narrow = [&](const at::Tensor& x) { return x.to(query.scalar_type()); };
   return {narrow(sum.query), narrow(sum.key), narrow(sum.value),
-          bias ? sum.bias.sum(0).transpose(1, 2).contiguous().to(bias->scalar_type())
-               : at::empty({0}, query.options())};
+          bias ? bias_gradient(sum.bias, *bias) : at::empty({0}, query.options())};
 }
 
 TORCH_LIBRARY_IMPL(weir, CPU, m) {

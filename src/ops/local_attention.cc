@@ -28,10 +28,10 @@ constexpr char kExpected[] = "weir::local_attention: expected ";
 // ---- checks
 
 void check_options(const LocalAttentionOptions& o) {
-  constexpr std::int64_t kMost = std::int64_t{1} << 30;
+  static constexpr std::int64_t kMost = std::int64_t{1} << 30;
   const auto check = [](const char* name, std::int64_t value, std::int64_t least) {
-    TORCH_CHECK_VALUE(value >= least && value <= kMost, kExpected, "`", name, "` to be at least ",
-                      least, ", but got ", value, ".");
+    TORCH_CHECK_VALUE(value >= least && value <= kMost, kExpected, "`", name, "` to lie in [",
+                      least, ", ", kMost, "], but got ", value, ".");
   };
   check("window_size", o.window_size, 1);
   check("look_backward", o.look_backward, 0);
@@ -137,6 +137,23 @@ void add_rotation(const OptionalTensor& inv_freq, const LocalAttentionOptions& o
   call.tensors.key_rotation = rotation(*inv_freq, keys, 0, keys / 2, -1, o, compute);
 }
 
+/// Each key divided by its length. One that is not finite stays as it is: to divide it would hand
+/// it a NaN for a gradient even if nobody attends it. (Only what has a Meta kernel.)
+at::Tensor normalised(const at::Tensor& key) {
+  const at::Tensor bad = (key - key).ne(0).any(-1, /*keepdim=*/true);  // of NaN and infinity
+  const at::Tensor clean = key.masked_fill(bad, 0);
+  const at::Tensor square = clean.square().sum(-1, /*keepdim=*/true);
+  return clean * square.masked_fill(square < 1e-24, 1e-24).rsqrt() + key.masked_fill(bad.eq(0), 0);
+}
+
+/// In the dtype of the computation: what is done to operands or their gradients is not rounded.
+Call widened(const Call& call) {
+  Call wide = call;
+  const auto compute = call.query.scalar_type() == at::kDouble ? at::kDouble : at::kFloat;
+  for (at::Tensor* x : {&wide.query, &wide.key, &wide.value}) *x = x->to(compute);
+  return wide;
+}
+
 Call call_of(const at::Tensor& query, const at::Tensor& key, const at::Tensor& value,
              const LocalAttentionInputs& inputs, const LocalAttentionOptions& o) {
   check_options(o);
@@ -150,7 +167,10 @@ Call call_of(const at::Tensor& query, const at::Tensor& key, const at::Tensor& v
                .tensors = {},
                .rule = rule_of(query, o)};
   call.tensors.key_mask = inputs.key_mask;
-  if (o.shared_qk) call.key = key / key.norm(2, -1, /*keepdim=*/true).clamp_min(1e-12);
+  if (o.shared_qk) {
+    call = widened(call);
+    call.key = normalised(call.key);
+  }
   if (o.dropout > 0) {
     call.tensors.dropout_seed =
         at::randint(std::numeric_limits<std::int64_t>::max(), {}, query.options().dtype(at::kLong));
@@ -166,12 +186,45 @@ std::int64_t size_of(const at::Tensor& x, std::int64_t dimension) {
 
 // |ln zeta| <= 1.26: over this many times the base, factors stay within e^(+-41).
 constexpr double kMostXpos = 64;
+// Within e^(+-61) if one window is longer. Beyond it keys below 1e-12 would be flushed to zero.
+constexpr double kMostXposWindow = 96;
 
-/// Queries per chunk: whole buckets, whose keys float32 can scale.
-std::int64_t chunk_of(const LocalAttentionOptions& o) {
-  const std::int64_t w = o.window_size, around = (o.look_backward + forward_buckets(o)) * w;
-  const auto most = static_cast<std::int64_t>(std::min(kMostXpos * xpos_base(o), 1e15));
-  return std::max(w, (most - around) / w * w);
+/// Positions in units of which a sequence is cut, and how far beyond such a chunk keys are seen.
+struct Chunks {
+  std::int64_t step = 0, before = 0, after = 0;
+
+  explicit Chunks(const LocalAttentionOptions& o)
+      : before(o.look_backward * o.window_size), after(forward_buckets(o) * o.window_size) {
+    const std::int64_t w = o.window_size;
+    const auto most = static_cast<std::int64_t>(std::min(kMostXpos * xpos_base(o), 1e15));
+    step = std::max(w, (most - before - after) / w * w);
+  }
+  std::int64_t span() const { return before + step + after; }
+};
+
+/// Without the buckets of keys that no query reaches.
+Call nearby(const Call& call, const LocalAttentionOptions& o) {
+  const std::int64_t n = size_of(call.query, 2), m = size_of(call.key, 2);
+  const std::int64_t first = std::max<std::int64_t>(0, m - n) / o.window_size - o.look_backward;
+  if (first <= 0) return call;
+  Call near = call;
+  for (at::Tensor* x : {&near.key, &near.value}) *x = x->slice(2, first * o.window_size);
+  if (near.tensors.key_mask) {
+    near.tensors.key_mask = near.tensors.key_mask->slice(1, first * o.window_size);
+  }
+  return near;
+}
+
+bool needs_chunks(const Call& call, const LocalAttentionOptions& o) {
+  const std::int64_t length = std::max(size_of(call.query, 2), size_of(call.key, 2));
+  const Chunks chunks(o);
+  const bool cut = static_cast<double>(length) > kMostXpos * xpos_base(o) && length > chunks.span();
+  const std::int64_t whole = cut ? chunks.span() : length;
+  TORCH_CHECK_NOT_IMPLEMENTED(static_cast<double>(whole) <= kMostXposWindow * xpos_base(o),
+                              kExpected, "windows of at most ", kMostXposWindow,
+                              " times `xpos_scale_base`, ", kMostXposWindow * xpos_base(o),
+                              " positions, but got ", whole, ".");
+  return cut && size_of(call.key, 0) > 0;
 }
 
 /// (b, h, n, d) -> (b * chunks, h, span, d): chunk c holds positions c * step - before ... .
@@ -184,28 +237,35 @@ at::Tensor chunked(const at::Tensor& x, std::int64_t step, std::int64_t before,
       .flatten(0, 1);
 }
 
+/// Marks of `kept` (b, x) as rows of the chunks, (b * chunks, span).
+at::Tensor chunked_marks(const at::Tensor& kept, std::int64_t step, std::int64_t before,
+                         std::int64_t after) {
+  return chunked(kept.unsqueeze(1).unsqueeze(-1), step, before, after).squeeze(-1).squeeze(1);
+}
+
 /// `call` over chunks; at most as many queries as keys.
 Call in_chunks(const Call& call, const LocalAttentionOptions& o) {
-  const std::int64_t step = chunk_of(o), n = size_of(call.query, 2), m = size_of(call.key, 2);
-  const std::int64_t before = o.look_backward * o.window_size,
-                     after = forward_buckets(o) * o.window_size;
+  const auto [step, before, after] = Chunks(o);
+  const std::int64_t n = size_of(call.query, 2), m = size_of(call.key, 2);
   TORCH_CHECK_NOT_IMPLEMENTED(n <= m, kExpected, "at most as many queries as keys, ", m,
                               ", with `use_xpos`, but got ", n, ".");
   Call parts = call;
   parts.query = chunked(at::constant_pad_nd(call.query, {0, 0, m - n, 0}), step, 0, 0);
   parts.key = chunked(call.key, step, before, after);
   parts.value = chunked(call.value, step, before, after);
-  const at::Tensor kept = call.tensors.key_mask.value_or(
-      at::ones({size_of(call.key, 0), m}, call.key.options().dtype(at::kBool)));
-  parts.tensors.key_mask =
-      chunked(kept.unsqueeze(1).unsqueeze(-1), step, before, after).squeeze(-1).squeeze(1);
+  const at::Tensor all = at::ones({size_of(call.key, 0), m}, call.key.options().dtype(at::kBool));
+  parts.tensors.key_mask = chunked_marks(call.tensors.key_mask.value_or(all), step, before, after);
+  if (n < m) {  // no query of the padding, which would see keys that no query sees
+    const at::Tensor real = at::constant_pad_nd(all.slice(1, m - n), {m - n, 0});
+    parts.tensors.mask = chunked_marks(real, step, 0, 0).unsqueeze(1).unsqueeze(-1);
+  }
   parts.rule.offset = before;
   return parts;
 }
 
 /// (b * chunks, h, step, d) -> (b, h, n, d), the last n positions of m.
 at::Tensor joined(const at::Tensor& x, std::int64_t batch, std::int64_t n, std::int64_t m) {
-  return x.unflatten(0, {batch, size_of(x, 0) / std::max<std::int64_t>(1, batch)})
+  return x.unflatten(0, {batch, size_of(x, 0) / batch})
       .transpose(1, 2)
       .flatten(2, 3)
       .slice(2, m - n, m);
@@ -217,12 +277,13 @@ at::Tensor local_attention_by(const Run& run, const at::Tensor& query, const at:
                               const at::Tensor& value, const LocalAttentionInputs& inputs,
                               const LocalAttentionOptions& o) {
   Call call = call_of(query, key, value, inputs, o);
-  const bool cut = o.use_xpos && static_cast<double>(size_of(key, 2)) > kMostXpos * xpos_base(o) &&
-                   size_of(key, 2) > chunk_of(o) && size_of(key, 0) > 0;
-  if (cut) call = in_chunks(call, o);
+  if (o.use_xpos) call = nearby(call, o);
+  const std::int64_t keys = o.use_xpos ? size_of(call.key, 2) : 0;
+  const bool cut = o.use_xpos && needs_chunks(call, o);
+  if (cut) call = in_chunks(widened(call), o);  // the gradients of chunks that overlap are added
   add_rotation(inputs.inv_freq, o, call);
-  const at::Tensor output = run(call);
-  return cut ? joined(output, size_of(query, 0), size_of(query, 2), size_of(key, 2)) : output;
+  const at::Tensor output = run(call).to(query.scalar_type());
+  return cut ? joined(output, size_of(query, 0), size_of(query, 2), keys) : output;
 }
 
 at::Tensor front(const at::Tensor& query, const at::Tensor& key, const at::Tensor& value,

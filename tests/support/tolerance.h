@@ -25,6 +25,9 @@ inline constexpr Tolerance kFloat16 = {5.0e-4, 5.0e-4};
 // output as stored, whose roundings add up over value_dim and over the queries of a key;
 // measured 2.5.
 inline constexpr double kStoredOutput = 4;
+// The same for the gradient of a bias, which adds up over all queries of a slot: there the true
+// terms may cancel, and the roundings do not; measured 15.1.
+inline constexpr double kStoredOutputBias = 16;
 // What `exact` promises for the sum of a row, relative to its budget, in float.
 inline constexpr double kExactSum = 1e-6;
 
