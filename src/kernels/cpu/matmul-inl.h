@@ -39,9 +39,9 @@ struct Product {
   std::size_t row = 0;
 };
 
-// Rows of C per pass: 2 columns of vectors for each fill half of the registers, enough to hide the
-// latency.
-constexpr std::size_t kMatmulRows = HWY_TARGET <= HWY_AVX3 ? 8 : 4;
+// Sums of C per pass, rows times vectors: up to 24 of 32 registers, 8 of 16, enough to hide the
+// latency of multiply-add.
+constexpr bool kManyRegisters = HWY_TARGET <= HWY_AVX3;
 
 template <std::size_t kRows, std::size_t kVectors, bool kAdd, class T>
 HWY_INLINE void MultiplyTile(std::size_t depth, const Left<T>& a, const Right<T>& b,
@@ -80,47 +80,47 @@ HWY_INLINE void MultiplyTile(std::size_t depth, const Left<T>& a, const Right<T>
   }
 }
 
-/// Few rows take more vectors at a time, so that enough sums are under way.
-template <std::size_t kRows, bool kAdd, class T>
-HWY_INLINE void MultiplyRows(std::size_t vectors, std::size_t depth, const Left<T>& a,
-                             const Right<T>& b, const Product<T>& c) {
-  constexpr std::size_t kWide = 2 * kRows <= kMatmulRows ? 4 : 2;
-  const std::size_t lanes = hn::Lanes(hn::ScalableTag<T>());
-  std::size_t n = 0;
-  for (; n + kWide <= vectors; n += kWide) {
-    MultiplyTile<kRows, kWide, kAdd>(depth, a, {b.at + n * b.vector, b.row, b.vector},
-                                     {c.at + n * lanes, c.row});
+/// kRows rows at a time of kVectors columns of vectors, then fewer.
+template <std::size_t kRows, std::size_t kVectors, bool kAdd, class T>
+HWY_INLINE void MultiplyColumns(std::size_t rows, std::size_t depth, const Left<T>& a,
+                                const Right<T>& b, const Product<T>& c) {
+  std::size_t r = 0;
+  const auto tiles = [&](auto count) HWY_ATTR {
+    for (; r + count() <= rows; r += count()) {
+      MultiplyTile<count(), kVectors, kAdd>(depth, {a.at + r * a.row, a.row, a.column}, b,
+                                            {c.at + r * c.row, c.row});
+    }
+  };
+  using Most = std::integral_constant<std::size_t, kRows>;
+  tiles(Most());
+  if (!kAdd && r < rows && rows >= kRows) {  // the last rows again, with some before them
+    r = rows - kRows;
+    tiles(Most());
   }
-  for (; n < vectors; ++n) {
-    MultiplyTile<kRows, 1, kAdd>(depth, a, {b.at + n * b.vector, b.row, b.vector},
-                                 {c.at + n * lanes, c.row});
-  }
+  if constexpr (kRows > 4) tiles(std::integral_constant<std::size_t, 4>());
+  if constexpr (kRows > 2) tiles(std::integral_constant<std::size_t, 2>());
+  tiles(std::integral_constant<std::size_t, 1>());
 }
 
 /// C (rows x vectors) = A (rows x depth) B, or += with kAdd.
 template <bool kAdd, class T>
 HWY_NOINLINE void Multiply(std::size_t rows, std::size_t vectors, std::size_t depth,
                            const Left<T>& a, const Right<T>& b, const Product<T>& c) {
-  std::size_t r = 0;
-  for (; r + kMatmulRows <= rows; r += kMatmulRows) {
-    MultiplyRows<kMatmulRows, kAdd>(vectors, depth, {a.at + r * a.row, a.row, a.column}, b,
-                                    {c.at + r * c.row, c.row});
-  }
-  const auto rest = [&](auto count) HWY_ATTR {
-    for (; r + count() <= rows; r += count()) {
-      MultiplyRows<count(), kAdd>(vectors, depth, {a.at + r * a.row, a.row, a.column}, b,
-                                  {c.at + r * c.row, c.row});
+  const std::size_t lanes = hn::Lanes(hn::ScalableTag<T>());
+  std::size_t n = 0;
+  const auto columns = [&](auto rows_at_once, auto count) HWY_ATTR {
+    for (; n + count() <= vectors; n += count()) {
+      MultiplyColumns<rows_at_once(), count(), kAdd>(
+          rows, depth, a, {b.at + n * b.vector, b.row, b.vector}, {c.at + n * lanes, c.row});
     }
   };
-  if constexpr (!kAdd) {  // the last rows again, with some before them
-    if (r < rows && rows >= kMatmulRows) {
-      r = rows - kMatmulRows;
-      rest(std::integral_constant<std::size_t, kMatmulRows>());
-    }
+  if constexpr (kManyRegisters) {
+    columns(std::integral_constant<std::size_t, 6>(), std::integral_constant<std::size_t, 4>());
+    columns(std::integral_constant<std::size_t, 8>(), std::integral_constant<std::size_t, 2>());
+  } else {
+    columns(std::integral_constant<std::size_t, 4>(), std::integral_constant<std::size_t, 2>());
   }
-  rest(std::integral_constant<std::size_t, kMatmulRows / 2>());
-  rest(std::integral_constant<std::size_t, 2>());
-  rest(std::integral_constant<std::size_t, 1>());
+  columns(std::integral_constant<std::size_t, 8>(), std::integral_constant<std::size_t, 1>());
 }
 
 /// C += A B where a 0 in A means "not there": NaN and infinity in B do not meet it.
