@@ -166,6 +166,30 @@ def local_attention(
     )
 
 
+def top_k_attention(query, key, value, k, key_mask=None, mask=None, causal=False, scale=None):
+    """Softmax attention of each query over the `k` visible keys of its largest logits; nothing n x m is stored.
+
+    The gradient reaches the kept keys and values only. Of equal logits the smaller index is kept; a query that sees fewer
+    than `k` keys keeps them all.
+
+    Args:
+        query (torch.Tensor): (batch, heads, n, dim); float32, float64, bfloat16 or float16.
+        key (torch.Tensor): (batch, kv_heads, m, dim); kv_heads divides heads.
+        value (torch.Tensor): (batch, kv_heads, m, value_dim).
+        k (int): Keys to keep per query, at least 1.
+        key_mask (torch.Tensor | None): Bool (batch, m), true = keep.
+        mask (torch.Tensor | None): Bool, broadcasts to (batch, heads, n, m), true = keep.
+        causal (bool): Only keys up to the query's position; the last query stands at the last key.
+        scale (float | None): Factor on the logits; None: 1 / sqrt(dim).
+
+    Returns:
+        torch.Tensor: (batch, heads, n, value_dim); 0 where a query sees no key.
+
+    Source: Gupta et al. 2021, arXiv:2106.06899.
+    """
+    return torch.ops.weir.top_k_attention(query, key, value, k, key_mask=key_mask, mask=mask, causal=causal, scale=scale)
+
+
 def coor_descent(s, *, n_iters, k, eps=1e-1, eps_init=None, eps_decay=1.0, mask=None):
     """`coordinate_descent` with the signature of `colt5_attention.coor_descent`."""
     return coordinate_descent(s, k, mask, n_iters, eps, eps_init, eps_decay)

@@ -9,66 +9,15 @@
 #include <torch/library.h>
 
 #include <limits>
-#include <type_traits>
 
+#include "ops/block_sparse_attention_operands.h"
 #include "ops/block_sparse_attention_plan.h"
-#include "ops/kernel_value.h"
 #include "ops/parallel.h"
 
 namespace weir::ops {
 namespace {
 
 using Problem = BlockSparseAttentionProblem;
-
-template <class Scalar>
-using Compute = std::conditional_t<std::is_same_v<Scalar, double>, double, float>;
-
-at::Tensor with_contiguous_rows(const at::Tensor& tensor) {
-  return tensor.size(-1) <= 1 || tensor.stride(-1) == 1 ? tensor : tensor.contiguous();
-}
-
-/// The tensors that kernels point into.
-struct Operands {
-  at::Tensor query, key, value, bias, query_rotation, key_rotation;
-};
-
-Operands operands_of(const Problem& problem, const at::Tensor& query, const at::Tensor& key,
-                     const at::Tensor& value) {
-  const auto computed = [&](const OptionalTensor& x) {
-    return x ? x->to(problem.compute).contiguous() : at::Tensor();
-  };
-  return {.query = with_contiguous_rows(query),
-          .key = with_contiguous_rows(key),
-          .value = with_contiguous_rows(value),
-          .bias = problem.bias ? computed(problem.bias->transpose(1, 2)) : at::Tensor(),
-          .query_rotation = computed(problem.tensors.query_rotation),
-          .key_rotation = computed(problem.tensors.key_rotation)};
-}
-
-template <class Scalar>
-auto pointers(const AttentionPlan& plan, const Operands& from) {
-  using T = Compute<Scalar>;
-  const auto values = [](const at::Tensor& tensor) {
-    return reinterpret_cast<const Value<Scalar>*>(tensor.const_data_ptr<Scalar>());
-  };
-  const auto numbers = [](const at::Tensor& tensor) -> const T* {
-    return tensor.defined() ? tensor.const_data_ptr<T>() : nullptr;
-  };
-  const auto strides = [](const at::Tensor& tensor) -> kernels::AttentionStrides {
-    return {tensor.stride(0), tensor.stride(1), tensor.stride(2)};
-  };
-  return kernels::BlockSparseAttentionOperands<Value<Scalar>, T>{
-      .shape = plan.shape,
-      .query = values(from.query),
-      .key = values(from.key),
-      .value = values(from.value),
-      .query_strides = strides(from.query),
-      .key_strides = strides(from.key),
-      .value_strides = strides(from.value),
-      .bias = numbers(from.bias),
-      .query_rotation = numbers(from.query_rotation),
-      .key_rotation = numbers(from.key_rotation)};
-}
 
 /// Steps of a query tile: a guess that is right for dense rows and generous for others.
 std::int64_t tile_cost(const AttentionPlan& plan) {
@@ -81,7 +30,8 @@ struct Result {
   at::Tensor output, lse;
 };
 
-Result forward_part(const Problem& problem, const AttentionPlan& plan, const Operands& in) {
+Result forward_part(const Problem& problem, const AttentionPlan& plan,
+                    const AttentionOperands& in) {
   const auto& shape = plan.shape;
   Result result = {
       at::empty_symint(problem.output_shape(), in.query.options()),
@@ -90,7 +40,7 @@ Result forward_part(const Problem& problem, const AttentionPlan& plan, const Ope
       at::kHalf, at::kBFloat16, in.query.scalar_type(), "weir::block_sparse_attention", [&] {
         using T = Compute<scalar_t>;
         const kernels::BlockSparseAttentionForward<Value<scalar_t>, T> args = {
-            .in = pointers<scalar_t>(plan, in),
+            .in = attention_pointers<scalar_t>(plan, in),
             .output =
                 reinterpret_cast<Value<scalar_t>*>(result.output.mutable_data_ptr<scalar_t>()),
             .lse = result.lse.mutable_data_ptr<T>()};
@@ -122,11 +72,12 @@ std::tuple<at::Tensor, at::Tensor> forward_cpu(const at::Tensor& query, const at
       block_sparse_attention_problem(query, key, value, bias, tensors, integers, numbers);
   const auto plans = attention_plans(problem);
   if (plans.size() == 1) {
-    const Result result = forward_part(problem, plans[0], operands_of(problem, query, key, value));
+    const Result result =
+        forward_part(problem, plans[0], attention_operands(problem, query, key, value));
     return {result.output, result.lse};
   }
   const auto wide = [&](const at::Tensor& x) { return x.to(problem.compute); };  // round once
-  const Operands in = operands_of(problem, wide(query), wide(key), wide(value));
+  const AttentionOperands in = attention_operands(problem, wide(query), wide(key), wide(value));
   const Result result =
       united(forward_part(problem, plans[0], in), forward_part(problem, plans[1], in));
   return {result.output.to(query.scalar_type()), result.lse};
@@ -142,7 +93,8 @@ struct Upstream {
   at::Tensor grad, output, lse;  // contiguous
 };
 
-Gradients backward_part(const AttentionPlan& plan, const Operands& in, const Upstream& upstream) {
+Gradients backward_part(const AttentionPlan& plan, const AttentionOperands& in,
+                        const Upstream& upstream) {
   const auto& shape = plan.shape;
   const auto like = [](const at::Tensor& x, std::int64_t parts) {
     std::vector<std::int64_t> sizes = x.sizes().vec();
@@ -162,7 +114,7 @@ Gradients backward_part(const AttentionPlan& plan, const Operands& in, const Ups
           return reinterpret_cast<Value<scalar_t>*>(tensor.data_ptr<scalar_t>());
         };
         const kernels::BlockSparseAttentionBackward<Value<scalar_t>, T> args = {
-            .in = pointers<scalar_t>(plan, in),
+            .in = attention_pointers<scalar_t>(plan, in),
             .grad = pointer(upstream.grad),
             .output = pointer(upstream.output),
             .lse = upstream.lse.const_data_ptr<T>(),
@@ -202,7 +154,7 @@ std::tuple<at::Tensor, at::Tensor, at::Tensor, at::Tensor> backward_cpu(
   const bool whole = plans.size() == 1 && plans[0].shape.key_parts == 1;
   const auto dtype = whole ? query.scalar_type() : problem.compute;
   const auto as = [&](const at::Tensor& x) { return x.to(dtype); };
-  const Operands in = operands_of(problem, as(query), as(key), as(value));
+  const AttentionOperands in = attention_operands(problem, as(query), as(key), as(value));
   const Upstream upstream = {as(grad).contiguous(), as(output).contiguous(), lse.contiguous()};
   Gradients sum = backward_part(plans[0], in, upstream);
   for (std::size_t part = 1; part < plans.size(); ++part) {

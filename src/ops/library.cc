@@ -52,4 +52,14 @@ TORCH_LIBRARY(weir, m) {
       "look_backward=1, int? look_forward=None, bool exact_windowsize=False, float? scale=None, "
       "bool shared_qk=False, bool use_xpos=False, float? xpos_scale_base=None, float dropout=0.0) "
       "-> Tensor");
+  m.def(
+      "top_k_attention(Tensor query, Tensor key, Tensor value, int k, *, Tensor? key_mask=None, "
+      "Tensor? mask=None, bool causal=False, float? scale=None) -> Tensor");
+  m.def(
+      "_top_k_attention(Tensor query, Tensor key, Tensor value, Tensor? key_mask, Tensor? mask, "
+      "int k, bool causal, float scale) -> (Tensor output, Tensor indices, Tensor weights)");
+  m.def(
+      "_top_k_attention_backward(Tensor grad, Tensor query, Tensor key, Tensor value, Tensor "
+      "indices, Tensor weights, float scale) -> (Tensor grad_query, Tensor grad_key, Tensor "
+      "grad_value)");
 }

@@ -127,6 +127,45 @@ class LocalAttention(unittest.TestCase):
                 self.assertTrue(torch.autograd.gradgradcheck(run, leaves))
 
 
+def top_k_samples(dtype=torch.float32, n=7, m=9):
+    """(tensors, keywords, k) of top_k_attention: masks, grouped heads, k above and below m."""
+    query, key, value = torch.randn(2, 4, n, 5, dtype=dtype), torch.randn(2, 2, m, 5, dtype=dtype), torch.randn(2, 2, m, 3, dtype=dtype)
+    key_mask, mask = torch.rand(2, m) < 0.8, torch.rand(4, n, m) < 0.8
+    for keywords in ({}, dict(causal=True), dict(key_mask=key_mask, mask=mask, scale=-0.3)):
+        for k in (1, 3, m + 2):
+            yield [x.clone().requires_grad_() for x in (query, key, value)], keywords, k
+
+
+class TopKAttention(unittest.TestCase):
+    def test_opcheck(self):
+        for tensors, keywords, k in top_k_samples():
+            with self.subTest(k=k, keywords=list(keywords)):
+                torch.library.opcheck(weir.top_k_attention.default, (*tensors, k), keywords)
+                private = (keywords.get("key_mask"), keywords.get("mask"), k, keywords.get("causal", False), keywords.get("scale", 0.5))
+                torch.library.opcheck(weir._top_k_attention.default, (*tensors, *private))
+                output, indices, weights = weir._top_k_attention(*tensors, *private)
+                grad_args = (torch.randn_like(output), *(x.detach() for x in tensors), indices, weights, private[-1])
+                torch.library.opcheck(weir._top_k_attention_backward.default, grad_args)
+
+    def test_derivatives(self):
+        torch.manual_seed(0)
+        for tensors, keywords, k in top_k_samples(torch.float64, n=3, m=5):
+            run = lambda q, key, v: package.ops.top_k_attention(q, key, v, k, **keywords)
+            with self.subTest(k=k, keywords=list(keywords)):
+                self.assertTrue(torch.autograd.gradcheck(run, tensors))
+                self.assertTrue(torch.autograd.gradgradcheck(run, tensors))
+
+    def test_one_graph(self):
+        torch._dynamo.reset()
+        f = torch.compile(lambda q: weir.top_k_attention(q, q, q, 6, causal=True, scale=0.5), fullgraph=True, backend="aot_eager", dynamic=True)
+        for n in (4, 5, 8, 13):
+            q, again = (x.requires_grad_() for x in torch.randn(1, 2, n, 4).expand(2, 1, 2, n, 4).clone())
+            got, want = f(q), weir.top_k_attention(again, again, again, 6, causal=True, scale=0.5)
+            torch.testing.assert_close(got, want)
+            got.square().sum().backward(), want.square().sum().backward()
+            torch.testing.assert_close(q.grad, again.grad)
+
+
 class Gradcheck(unittest.TestCase):
     def test_first_and_second_derivatives(self):
         torch.manual_seed(0)

@@ -129,11 +129,11 @@ HWY_INLINE void PackPanel(std::int64_t rows, std::int64_t count, const Row& row,
   for (std::size_t r = 0; r < last; r += lanes) TransposePieces(panel + r * depth, depth);
 }
 
-/// The queries as a panel of logits in units of log2; for the backward, which multiplies with their
-/// rows too, those as well.
+/// The queries times `factor` as a panel; for the backward, which multiplies with their rows too,
+/// those as well.
 template <class Value, class T>
 HWY_INLINE void LoadQueries(const BlockSparseAttentionOperands<Value, T>& in, const TilePlace& at,
-                            bool rows_too, Tile<T>& tile) {
+                            double factor, bool rows_too, Tile<T>& tile) {
   const auto& shape = in.shape;
   const std::size_t padded = PaddedSize(shape.dim);
   const Value* from =
@@ -147,7 +147,7 @@ HWY_INLINE void LoadQueries(const BlockSparseAttentionOperands<Value, T>& in, co
     if (in.query_rotation != nullptr) {
       Rotate(in.query_rotation + query * shape.dim, shape.dim, T(1), row);
     }
-    ScaleRow(row, padded, static_cast<T>(shape.scale * kLog2E), scaled);
+    ScaleRow(row, padded, static_cast<T>(factor), scaled);
     if (rows_too) ScaleRow(row, padded, static_cast<T>(shape.scale), row);
     return scaled;
   };

@@ -14,6 +14,7 @@
 #include <limits>
 
 #include "kernels/block_sparse_attention.h"
+#include "kernels/cpu/attention_sizes.h"
 
 HWY_BEFORE_NAMESPACE();
 namespace weir::kernels {

@@ -9,17 +9,9 @@
 #include <limits>
 #include <type_traits>
 
+#include "kernels/cpu/attention_sizes.h"
 #include "kernels/cpu/flush_denormals.h"
 #include "kernels/scratch.h"
-
-#ifndef WEIR_BLOCK_SPARSE_ATTENTION_ONCE
-#define WEIR_BLOCK_SPARSE_ATTENTION_ONCE
-namespace weir::kernels {
-// A tile of logits, 64 x 64 floats, stays in L1 beside the queries, the sums and a part of the
-// keys.
-constexpr std::int64_t kMostTileRows = 64, kTileKeys = 64;
-}  // namespace weir::kernels
-#endif
 
 #undef HWY_TARGET_INCLUDE
 #define HWY_TARGET_INCLUDE "kernels/cpu/block_sparse_attention.cc"
@@ -38,7 +30,7 @@ HWY_INLINE void ForwardTile(const BlockSparseAttentionForward<Value, T>& args, c
   const auto& shape = args.in.shape;
   const std::size_t lanes = hn::Lanes(hn::ScalableTag<T>());
   const std::size_t columns = PaddedSize(shape.value_dim);
-  LoadQueries(args.in, at, false, tile);
+  LoadQueries(args.in, at, shape.scale * kLog2E, false, tile);
   SetDropout(shape, at, tile);
   std::fill(tile.sums, tile.sums + at.rows * static_cast<std::int64_t>(columns), T(0));
   std::fill(tile.max, tile.max + kMostTileRows, kNothing<T>);
@@ -167,7 +159,7 @@ HWY_INLINE void BackwardTile(const BlockSparseAttentionBackward<Value, T>& args,
   const std::size_t lanes = hn::Lanes(hn::ScalableTag<T>());
   const auto dim = static_cast<std::size_t>(shape.dim),
              value_dim = static_cast<std::size_t>(shape.value_dim);
-  LoadQueries(args.in, at, true, tile);
+  LoadQueries(args.in, at, shape.scale * kLog2E, true, tile);
   LoadUpstream(args, at, tile);
   SetDropout(shape, at, tile);
   std::fill(tile.query_sums, tile.query_sums + static_cast<std::size_t>(at.rows) * Padded(dim),
