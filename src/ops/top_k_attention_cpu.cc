@@ -97,7 +97,9 @@ TopKAttentionGradients backward_cpu(const at::Tensor& grad, const at::Tensor& qu
       });
   const auto whole = [](const at::Tensor& parts, const at::Tensor& like) {
     const at::Tensor sum = parts.size(0) == 1 ? parts.squeeze(0) : parts.sum(0);
-    return sum.narrow(-1, 0, like.size(-1)).to(like.scalar_type()).contiguous();
+    if (sum.sizes() == like.sizes() && sum.scalar_type() == like.scalar_type()) return sum;
+    // Into strides that Meta says: contiguous() leaves a single row those of its padding.
+    return at::empty(like.sizes(), like.options()).copy_(sum.narrow(-1, 0, like.size(-1)));
   };
   return {grad_query, whole(key_sums, key), whole(value_sums, value)};
 }

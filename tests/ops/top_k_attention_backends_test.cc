@@ -89,7 +89,7 @@ TEST(TopKAttentionDispatcher, ThePublicEntryHasItsSchema) {
 
 TEST(TopKAttentionInstructionSets, AllEqualTheTextbook) {
   for_each_instruction_set([] {
-    for (unsigned seed = 800; seed < 815; ++seed) {
+    for (unsigned seed = 800; seed < 805; ++seed) {
       for (const torch::Dtype dtype : kDtypes) {
         check_case(random_top_k_case(seed, dtype));
         if (::testing::Test::HasFailure()) return;

@@ -37,21 +37,21 @@ INSTANTIATE_TEST_SUITE_P(Seeds, TopKAttentionRandom, ::testing::Range(0u, 5u));
 TEST(TopKAttention, LongSequencesSelectMoreThanOnce) {
   torch::manual_seed(1);
   for (const auto dtype : {torch::kDouble, torch::kFloat}) {
-    for (const std::int64_t k : {1, 30, 128, 500}) {
+    for (const std::int64_t k : {1, 30, 200}) {
       const auto quarters = [&](torch::IntArrayRef shape) {
         return (torch::randn(shape, dtype).clamp(-2, 2) * 4).round() / 4;
       };
-      TopKCase c{{quarters({1, 2, 140, 16}), quarters({1, 1, 1500, 16}),
-                  torch::randn({1, 1, 1500, 16}, dtype)},
+      TopKCase c{{quarters({1, 2, 70, 16}), quarters({1, 1, 900, 16}),
+                  torch::randn({1, 1, 900, 16}, dtype)},
                  k};
       check_case(c);
       c.attention.options.causal = true;
       check_case(c);
       // Every key is larger than all before it, and then the other way round.
       c.attention.query.fill_(0.25), c.attention.key.fill_(0.25);
-      c.attention.key.select(3, 0) = torch::arange(1500, dtype) / 256;
+      c.attention.key.select(3, 0) = torch::arange(900, dtype) / 256;
       check_case(c);
-      c.attention.key.select(3, 0) = -torch::arange(1500, dtype) / 256;
+      c.attention.key.select(3, 0) = -torch::arange(900, dtype) / 256;
       check_case(c);
     }
   }

@@ -180,11 +180,8 @@ HWY_INLINE void BackwardQuery(const TopKAttentionBackward<Value, T>& args, std::
   }
   std::fill(at.grads + kept, at.grads + Padded(kept), T(0));
   GradientOfSoftmax(kept, at.weights, at.grads);
-  for (std::size_t j = 0; j < kept; ++j) {
-    const auto key = static_cast<std::size_t>(indices[j]);
-    AddRow(at.grads[j], at.query, keys.count, to.keys + key * to.key_row);
-    AddRow(at.weights[j], at.upstream, values.count, to.values + key * to.value_row);
-  }
+  AddKept(at.query, keys.count, kept, indices, at.grads, to.keys, to.key_row);
+  AddKept(at.upstream, values.count, kept, indices, at.weights, to.values, to.value_row);
   SumKept(keys, kept, indices, at.grads, at.sums);
   ScaleRow(at.sums, Padded(keys.count), scale, at.sums);
   StoreRow(at.sums, keys.count, args.grad_query + index * args.in.shape.dim);

@@ -178,6 +178,7 @@ HWY_INLINE void Collect(const KeyRun& run, const Part& part, const T* HWY_RESTRI
   const hn::ScalableTag<T> d;
   const hn::RebindToSigned<decltype(d)> di;
   const std::size_t lanes = hn::Lanes(d), end = part.key + part.keys;
+  const auto steps = hn::Iota(di, 0);
   for (std::size_t r = part.row; r < std::min(part.row + part.rows, rows); ++r) {
     T* HWY_RESTRICT logits = all.logits + r * all.capacity;
     Integer<T>* HWY_RESTRICT keys = all.keys + r * all.capacity;
@@ -190,7 +191,8 @@ HWY_INLINE void Collect(const KeyRun& run, const Part& part, const T* HWY_RESTRI
       if (hn::AllFalse(d, enters)) continue;
       const auto first = static_cast<Integer<T>>(run.begin + static_cast<std::int64_t>(key));
       hn::StoreU(hn::Compress(v, enters), d, logits + count);
-      hn::StoreU(hn::Compress(hn::Iota(di, first), hn::RebindMask(di, enters)), di, keys + count);
+      const auto numbers = hn::Add(steps, hn::Set(di, first));
+      hn::StoreU(hn::Compress(numbers, hn::RebindMask(di, enters)), di, keys + count);
       count += hn::CountTrue(d, enters);
     }
     all.count[r] = count;

@@ -36,10 +36,13 @@ HWY_INLINE T Dot(const T* HWY_RESTRICT a, const Value* HWY_RESTRICT b, std::size
   const hn::ScalableTag<T> d;
   const std::size_t lanes = hn::Lanes(d);
   auto even = hn::Zero(d), odd = hn::Zero(d);
-  for (std::size_t i = 0; i < count; i += 2 * lanes) {
+  std::size_t i = 0;
+  for (; i + 2 * lanes <= count; i += 2 * lanes) {
+    even = hn::MulAdd(hn::Load(d, a + i), LoadValues(d, b + i), even);
+    odd = hn::MulAdd(hn::Load(d, a + i + lanes), LoadValues(d, b + i + lanes), odd);
+  }
+  for (; i < count; i += lanes) {
     even = hn::MulAdd(hn::Load(d, a + i), LoadPart(d, b, i, count), even);
-    if (i + lanes >= count) break;
-    odd = hn::MulAdd(hn::Load(d, a + i + lanes), LoadPart(d, b, i + lanes, count), odd);
   }
   return hn::GetLane(hn::SumOfLanes(d, hn::Add(even, odd)));
 }
@@ -66,7 +69,11 @@ HWY_INLINE void SumVectors(const KeptRows<Value>& rows, std::size_t kept, const 
     const auto weight = hn::Set(d, weights[j]);
 #pragma GCC unroll 4
     for (std::size_t n = 0; n < kVectors; ++n) {
-      sum[n] = hn::MulAdd(weight, LoadPart(d, row, i + n * lanes, rows.count), sum[n]);
+      if constexpr (kVectors > 1) {  // whole ones
+        sum[n] = hn::MulAdd(weight, LoadValues(d, row + i + n * lanes), sum[n]);
+      } else {
+        sum[n] = hn::MulAdd(weight, LoadPart(d, row, i, rows.count), sum[n]);
+      }
     }
   }
 #pragma GCC unroll 4
@@ -84,14 +91,36 @@ HWY_INLINE void SumKept(const KeptRows<Value>& rows, std::size_t kept, const Ind
   for (; i < rows.count; i += lanes) SumVectors<1>(rows, kept, keys, weights, i, sums);
 }
 
-/// to += factor * row, whole vectors.
-template <class T>
-HWY_INLINE void AddRow(T factor, const T* HWY_RESTRICT row, std::size_t count, T* HWY_RESTRICT to) {
+/// Vectors i, i + lanes, ... of a row times weight, added to the kept rows of `to`.
+template <std::size_t kVectors, class T, class Index>
+HWY_INLINE void AddVectors(const T* HWY_RESTRICT row, std::size_t kept, const Index* keys,
+                           const T* HWY_RESTRICT weights, std::size_t i, T* HWY_RESTRICT to,
+                           std::size_t step) {
   const hn::ScalableTag<T> d;
-  const auto f = hn::Set(d, factor);
-  for (std::size_t i = 0; i < count; i += hn::Lanes(d)) {
-    hn::StoreU(hn::MulAdd(f, hn::Load(d, row + i), hn::LoadU(d, to + i)), d, to + i);
+  const std::size_t lanes = hn::Lanes(d);
+  hn::Vec<decltype(d)> v[kVectors];
+#pragma GCC unroll 4
+  for (std::size_t n = 0; n < kVectors; ++n) v[n] = hn::Load(d, row + i + n * lanes);
+  for (std::size_t j = 0; j < kept; ++j) {
+    T* HWY_RESTRICT at = to + static_cast<std::size_t>(keys[j]) * step + i;
+    const auto weight = hn::Set(d, weights[j]);
+#pragma GCC unroll 4
+    for (std::size_t n = 0; n < kVectors; ++n, at += lanes) {
+      hn::StoreU(hn::MulAdd(weight, v[n], hn::LoadU(d, at)), d, at);
+    }
   }
+}
+
+/// The transpose of SumKept: kept rows of `to`, `step` apart and whole vectors, += weight * row.
+template <class T, class Index>
+HWY_INLINE void AddKept(const T* row, std::size_t count, std::size_t kept, const Index* keys,
+                        const T* weights, T* to, std::size_t step) {
+  const std::size_t lanes = hn::Lanes(hn::ScalableTag<T>());
+  std::size_t i = 0;
+  for (; i + 4 * lanes <= count; i += 4 * lanes) {
+    AddVectors<4>(row, kept, keys, weights, i, to, step);
+  }
+  for (; i < count; i += lanes) AddVectors<1>(row, kept, keys, weights, i, to, step);
 }
 
 }  // namespace HWY_NAMESPACE
