@@ -101,7 +101,7 @@ struct BlockSparseAttentionBackward {
   Value* grad_query = nullptr;  // [batch, heads, queries, dim]
   Value* grad_key = nullptr;    // [key_parts, batch, kv_heads, keys, dim]
   Value* grad_value = nullptr;  // [key_parts, batch, kv_heads, keys, value_dim]
-  T* grad_bias = nullptr;       // [batch, heads, columns, rows], added to
+  T* grad_bias = nullptr;       // [key_parts, batch, heads, columns, rows], added to
 };
 
 /// Queries per tile, for the block size of a layout (0: none).

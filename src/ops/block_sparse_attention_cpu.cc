@@ -103,9 +103,10 @@ Gradients backward_part(const AttentionPlan& plan, const AttentionOperands& in,
   };
   Gradients grads = {like(in.query, 1).squeeze(0), like(in.key, shape.key_parts),
                      like(in.value, shape.key_parts), at::Tensor()};
-  if (in.bias.defined()) {  // a part for each batch entry, so that threads need not share
-    grads.bias = at::zeros({in.query.size(0), shape.heads, shape.bias_columns, shape.bias_rows},
-                           in.bias.options());
+  if (in.bias.defined()) {  // one for each part and batch entry, so that threads need not share
+    grads.bias = at::zeros(
+        {shape.key_parts * in.query.size(0), shape.heads, shape.bias_columns, shape.bias_rows},
+        in.bias.options());
   }
   AT_DISPATCH_FLOATING_TYPES_AND2(
       at::kHalf, at::kBFloat16, in.query.scalar_type(), "weir::block_sparse_attention", [&] {
@@ -135,7 +136,7 @@ Gradients backward_part(const AttentionPlan& plan, const AttentionOperands& in,
   return grads;
 }
 
-/// (batch, heads, columns, rows) -> as `bias`, with the strides that Meta says: contiguous() leaves
+/// (parts, heads, columns, rows) -> as `bias`, with the strides that Meta says: contiguous() leaves
 /// a single row the strides of its transpose, view does not.
 at::Tensor bias_gradient(const at::Tensor& parts, const at::Tensor& bias) {
   const at::Tensor sum = parts.sum(0).transpose(1, 2).contiguous();

@@ -1,8 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 // local_attention: checks, and its translation into _block_sparse_attention: a window and a bucket,
-// a bias per bucket, rotations as tables of cosines and sines. xPos scales queries and keys by
-// zeta^(+-position / base), which only a stretch of some buckets can represent: a longer sequence
-// is cut into overlapping chunks, the entries of a larger batch.
+// a bias per bucket, rotations as tables of cosines and sines.
 #include "weir/ops/local_attention.h"
 
 #include <ATen/TensorOperators.h>
@@ -17,7 +15,7 @@
 #include <cmath>
 #include <limits>
 
-#include "ops/block_sparse_attention.h"
+#include "ops/local_attention.h"
 
 namespace weir::ops {
 namespace {
@@ -42,14 +40,6 @@ void check_options(const LocalAttentionOptions& o) {
                     "`scale` to be finite, but got ", o.scale.value_or(0), ".");
   TORCH_CHECK_VALUE(o.dropout >= 0 && o.dropout < 1, kExpected,
                     "`dropout` to lie in [0, 1), but got ", o.dropout, ".");
-}
-
-std::int64_t forward_buckets(const LocalAttentionOptions& o) {
-  return o.look_forward.value_or(o.causal ? 0 : 1);
-}
-
-double xpos_base(const LocalAttentionOptions& o) {
-  return o.xpos_scale_base.value_or(static_cast<double>(o.window_size / 2));
 }
 
 void check_inputs(const at::Tensor& query, const LocalAttentionInputs& inputs,
@@ -98,14 +88,6 @@ AttentionRule rule_of(const at::Tensor& query, const LocalAttentionOptions& o) {
           .dropout = o.dropout};
 }
 
-/// What the private operator is called with.
-struct Call {
-  at::Tensor query, key, value;
-  OptionalTensor bias;
-  AttentionTensors tensors;
-  AttentionRule rule;
-};
-
 /// Cosines and sines of position * inv_freq, (count, dim); with xPos scaled by
 /// zeta^(sign * (position - center) / base), zeta_i = (2 i / dim + 0.4) / 1.4. In float64: at
 /// position 65,536 a float32 angle is wrong by 0.004.
@@ -127,7 +109,8 @@ at::Tensor rotation(const at::Tensor& inv_freq, const c10::SymInt& count, const 
   return at::cat({cosine, sine}, -1).to(compute);
 }
 
-void add_rotation(const OptionalTensor& inv_freq, const LocalAttentionOptions& o, Call& call) {
+void add_rotation(const OptionalTensor& inv_freq, const LocalAttentionOptions& o,
+                  LocalAttentionCall& call) {
   if (!inv_freq) return;
   const c10::SymInt queries = call.query.sym_size(2), keys = call.key.sym_size(2);
   const auto compute = call.query.scalar_type() == at::kDouble ? at::kDouble : at::kFloat;
@@ -146,26 +129,18 @@ at::Tensor normalised(const at::Tensor& key) {
   return clean * square.masked_fill(square < 1e-24, 1e-24).rsqrt() + key.masked_fill(bad.eq(0), 0);
 }
 
-/// In the dtype of the computation: what is done to operands or their gradients is not rounded.
-Call widened(const Call& call) {
-  Call wide = call;
-  const auto compute = call.query.scalar_type() == at::kDouble ? at::kDouble : at::kFloat;
-  for (at::Tensor* x : {&wide.query, &wide.key, &wide.value}) *x = x->to(compute);
-  return wide;
-}
-
-Call call_of(const at::Tensor& query, const at::Tensor& key, const at::Tensor& value,
-             const LocalAttentionInputs& inputs, const LocalAttentionOptions& o) {
+LocalAttentionCall call_of(const at::Tensor& query, const at::Tensor& key, const at::Tensor& value,
+                           const LocalAttentionInputs& inputs, const LocalAttentionOptions& o) {
   check_options(o);
   check_attention_operands(kOp, query, key, value);
   check_key_mask(kOp, inputs.key_mask, query, key);
   check_inputs(query, inputs, o);
-  Call call = {.query = query,
-               .key = key,
-               .value = value,
-               .bias = inputs.attn_bias,
-               .tensors = {},
-               .rule = rule_of(query, o)};
+  LocalAttentionCall call = {.query = query,
+                             .key = key,
+                             .value = value,
+                             .bias = inputs.attn_bias,
+                             .tensors = {},
+                             .rule = rule_of(query, o)};
   call.tensors.key_mask = inputs.key_mask;
   if (o.shared_qk) {
     call = widened(call);
@@ -178,105 +153,12 @@ Call call_of(const at::Tensor& query, const at::Tensor& key, const at::Tensor& v
   return call;
 }
 
-// ---- chunks, for xPos; their number is a property of the length, which is specialised when traced
-
-std::int64_t size_of(const at::Tensor& x, std::int64_t dimension) {
-  return x.sym_size(dimension).guard_int(__FILE__, __LINE__);
-}
-
-// |ln zeta| <= 1.26: over this many times the base, factors stay within e^(+-41).
-constexpr double kMostXpos = 64;
-// Within e^(+-61) if one window is longer. Beyond it keys below 1e-12 would be flushed to zero.
-constexpr double kMostXposWindow = 96;
-
-/// Positions in units of which a sequence is cut, and how far beyond such a chunk keys are seen.
-struct Chunks {
-  std::int64_t step = 0, before = 0, after = 0;
-
-  explicit Chunks(const LocalAttentionOptions& o)
-      : before(o.look_backward * o.window_size), after(forward_buckets(o) * o.window_size) {
-    const std::int64_t w = o.window_size;
-    const auto most = static_cast<std::int64_t>(std::min(kMostXpos * xpos_base(o), 1e15));
-    step = std::max(w, (most - before - after) / w * w);
-  }
-  std::int64_t span() const { return before + step + after; }
-};
-
-/// Without the buckets of keys that no query reaches.
-Call nearby(const Call& call, const LocalAttentionOptions& o) {
-  const std::int64_t n = size_of(call.query, 2), m = size_of(call.key, 2);
-  const std::int64_t first = std::max<std::int64_t>(0, m - n) / o.window_size - o.look_backward;
-  if (first <= 0) return call;
-  Call near = call;
-  for (at::Tensor* x : {&near.key, &near.value}) *x = x->slice(2, first * o.window_size);
-  if (near.tensors.key_mask) {
-    near.tensors.key_mask = near.tensors.key_mask->slice(1, first * o.window_size);
-  }
-  return near;
-}
-
-bool needs_chunks(const Call& call, const LocalAttentionOptions& o) {
-  const std::int64_t length = std::max(size_of(call.query, 2), size_of(call.key, 2));
-  const Chunks chunks(o);
-  const bool cut = static_cast<double>(length) > kMostXpos * xpos_base(o) && length > chunks.span();
-  const std::int64_t whole = cut ? chunks.span() : length;
-  TORCH_CHECK_NOT_IMPLEMENTED(static_cast<double>(whole) <= kMostXposWindow * xpos_base(o),
-                              kExpected, "windows of at most ", kMostXposWindow,
-                              " times `xpos_scale_base`, ", kMostXposWindow * xpos_base(o),
-                              " positions, but got ", whole, ".");
-  return cut && size_of(call.key, 0) > 0;
-}
-
-/// (b, h, n, d) -> (b * chunks, h, span, d): chunk c holds positions c * step - before ... .
-at::Tensor chunked(const at::Tensor& x, std::int64_t step, std::int64_t before,
-                   std::int64_t after) {
-  const std::int64_t n = size_of(x, 2), chunks = (n + step - 1) / step;
-  return at::constant_pad_nd(x, {0, 0, before, chunks * step - n + after})
-      .unfold(2, before + step + after, step)  // (b, h, chunks, d, span)
-      .permute({0, 2, 1, 4, 3})
-      .flatten(0, 1);
-}
-
-/// Marks of `kept` (b, x) as rows of the chunks, (b * chunks, span).
-at::Tensor chunked_marks(const at::Tensor& kept, std::int64_t step, std::int64_t before,
-                         std::int64_t after) {
-  return chunked(kept.unsqueeze(1).unsqueeze(-1), step, before, after).squeeze(-1).squeeze(1);
-}
-
-/// `call` over chunks; at most as many queries as keys.
-Call in_chunks(const Call& call, const LocalAttentionOptions& o) {
-  const auto [step, before, after] = Chunks(o);
-  const std::int64_t n = size_of(call.query, 2), m = size_of(call.key, 2);
-  TORCH_CHECK_NOT_IMPLEMENTED(n <= m, kExpected, "at most as many queries as keys, ", m,
-                              ", with `use_xpos`, but got ", n, ".");
-  Call parts = call;
-  parts.query = chunked(at::constant_pad_nd(call.query, {0, 0, m - n, 0}), step, 0, 0);
-  parts.key = chunked(call.key, step, before, after);
-  parts.value = chunked(call.value, step, before, after);
-  const at::Tensor all = at::ones({size_of(call.key, 0), m}, call.key.options().dtype(at::kBool));
-  parts.tensors.key_mask = chunked_marks(call.tensors.key_mask.value_or(all), step, before, after);
-  if (n < m) {  // no query of the padding, which would see keys that no query sees
-    const at::Tensor real = at::constant_pad_nd(all.slice(1, m - n), {m - n, 0});
-    parts.tensors.mask = chunked_marks(real, step, 0, 0).unsqueeze(1).unsqueeze(-1);
-  }
-  parts.rule.offset = before;
-  return parts;
-}
-
-/// (b * chunks, h, step, d) -> (b, h, n, d), the last n positions of m.
-at::Tensor joined(const at::Tensor& x, std::int64_t batch, std::int64_t n, std::int64_t m) {
-  return x.unflatten(0, {batch, size_of(x, 0) / batch})
-      .transpose(1, 2)
-      .flatten(2, 3)
-      .slice(2, m - n, m);
-}
-
 /// `run(call)` gives (batch, heads, n, value_dim).
 template <class Run>
 at::Tensor local_attention_by(const Run& run, const at::Tensor& query, const at::Tensor& key,
                               const at::Tensor& value, const LocalAttentionInputs& inputs,
                               const LocalAttentionOptions& o) {
-  Call call = call_of(query, key, value, inputs, o);
+  LocalAttentionCall call = call_of(query, key, value, inputs, o);
   if (o.use_xpos) call = nearby(call, o);
   const std::int64_t keys = o.use_xpos ? size_of(call.key, 2) : 0;
   const bool cut = o.use_xpos && needs_chunks(call, o);
@@ -304,7 +186,7 @@ TORCH_LIBRARY_IMPL(weir, CompositeImplicitAutograd, m) { m.impl("local_attention
 at::Tensor local_attention(const at::Tensor& query, const at::Tensor& key, const at::Tensor& value,
                            const LocalAttentionInputs& inputs,
                            const LocalAttentionOptions& options) {
-  const auto run = [](const Call& c) {
+  const auto run = [](const LocalAttentionCall& c) {
     return std::get<0>(attend(c.query, c.key, c.value, c.bias, c.tensors, c.rule));
   };
   return local_attention_by(run, query, key, value, inputs, options);
@@ -313,7 +195,7 @@ at::Tensor local_attention(const at::Tensor& query, const at::Tensor& key, const
 at::Tensor local_attention_composite(const at::Tensor& query, const at::Tensor& key,
                                      const at::Tensor& value, const LocalAttentionInputs& inputs,
                                      const LocalAttentionOptions& options) {
-  const auto run = [](const Call& c) {
+  const auto run = [](const LocalAttentionCall& c) {
     return std::get<0>(attend_composite(c.query, c.key, c.value, c.bias, c.tensors.list(),
                                         c.rule.integers(), c.rule.numbers()));
   };

@@ -218,28 +218,41 @@ TEST(LocalAttentionDispatcher, ThePublicEntryHasItsSchema) {
       expected));
 }
 
-TEST(LocalAttentionThreads, ResultsDoNotDependOnTheirNumber) {
+void expect_same_with_any_threads(const LocalCase& c) {
+  SCOPED_TRACE(describe(c));
   const int before = torch::get_num_threads();
+  const Tensor upstream = random_upstream(c);
+  const auto with_threads = [&](int threads) {
+    torch::set_num_threads(threads);
+    return everything(run(c, upstream));
+  };
+  const auto one = with_threads(1);
+  for (const int threads : {2, 3}) {
+    const auto many = with_threads(threads);
+    for (std::size_t i = 0; i < one.size(); ++i) {
+      EXPECT_TRUE(torch::equal(one[i], many[i])) << threads << " threads, result " << i;
+    }
+  }
+  torch::set_num_threads(before);
+}
+
+TEST(LocalAttentionThreads, ResultsDoNotDependOnTheirNumber) {
   for (unsigned seed = 44; seed < 56; ++seed) {
     for (const auto dtype : {torch::kFloat, torch::kDouble, torch::kBFloat16}) {
       LocalCase c = random_local_case(seed, dtype);
       if (seed % 2 == 0) c.options.dropout = 0.2;
-      SCOPED_TRACE(describe(c));
-      const Tensor upstream = random_upstream(c);
-      const auto with_threads = [&](int threads) {
-        torch::set_num_threads(threads);
-        return everything(run(c, upstream));
-      };
-      const auto one = with_threads(1);
-      for (const int threads : {2, 3}) {
-        const auto many = with_threads(threads);
-        for (std::size_t i = 0; i < one.size(); ++i) {
-          EXPECT_TRUE(torch::equal(one[i], many[i])) << threads << " threads, result " << i;
-        }
-      }
+      expect_same_with_any_threads(c);
     }
   }
-  torch::set_num_threads(before);
+}
+
+TEST(LocalAttentionThreads, TheBackwardOfOneHeadIsSplitWithItsBias) {
+  torch::manual_seed(9);
+  LocalCase c{torch::randn({1, 1, 1500, 16}), torch::randn({1, 1, 1500, 16}),
+              torch::randn({1, 1, 1500, 16})};
+  c.options = {.window_size = 20, .look_backward = 2};
+  c.inputs.attn_bias = torch::randn({1, 20, 80});
+  for (int i = 0; i < 5; ++i) expect_same_with_any_threads(c);
 }
 
 TEST(LocalAttentionModes, InferenceModeAndNoGrad) {

@@ -69,6 +69,7 @@ template <class T>
 struct KeySums {
   T *keys = nullptr, *values = nullptr;
   std::size_t key_row = 0, value_row = 0;
+  T* bias = nullptr;  // of this part, [batch, heads, columns, rows]
   bool keys_in_place = false, values_in_place = false;
 };
 
@@ -138,11 +139,11 @@ HWY_INLINE void StoreKeySums(const BlockSparseAttentionBackward<Value, T>& args,
 
 template <class Value, class T>
 HWY_INLINE void AddBiasGradient(const BlockSparseAttentionBackward<Value, T>& args,
-                                const TilePlace& at, const KeyRun& run, const Tile<T>& tile) {
-  if (args.grad_bias == nullptr) return;
+                                const TilePlace& at, const KeyRun& run, const KeySums<T>& sums,
+                                const Tile<T>& tile) {
+  if (sums.bias == nullptr) return;
   const auto& shape = args.in.shape;
-  T* bias =
-      args.grad_bias + (at.batch * shape.heads + at.head) * shape.bias_rows * shape.bias_columns;
+  T* bias = sums.bias + (at.batch * shape.heads + at.head) * shape.bias_rows * shape.bias_columns;
   ForEachBias(shape, at, run,
               [&](std::int64_t j, std::int64_t r, std::int64_t count, std::int64_t index) {
                 const T* HWY_RESTRICT from = RowOf(run, j, tile.grads) + r;
@@ -172,7 +173,7 @@ HWY_INLINE void BackwardTile(const BlockSparseAttentionBackward<Value, T>& args,
     ApplyDropout(shape, at, run, tile, tile.grads);
     GradientOfLogits(shape, at, run, tile);
     ApplyDropout(shape, at, run, tile, tile.logits);
-    AddBiasGradient(args, at, run, tile);
+    AddBiasGradient(args, at, run, sums, tile);
     const auto first = static_cast<std::size_t>(run.begin);
     run.ForEachKeyPart([&](const Part& part) HWY_ATTR {
       const std::size_t entry = part.key * kMostTileRows + part.row, key = first + part.key;
@@ -209,7 +210,11 @@ HWY_INLINE void Backward(const BlockSparseAttentionBackward<Value, T>& args, std
     const std::int64_t begin_tile = tiles * part / shape.key_parts,
                        end_tile = tiles * (part + 1) / shape.key_parts;
     const std::int64_t first = FirstKey(args, segment, part, batch, kv_head);
-    const KeySums<T> sums = ZeroKeySums(args, segment, first, tile);
+    KeySums<T> sums = ZeroKeySums(args, segment, first, tile);
+    if (args.grad_bias != nullptr) {
+      sums.bias =
+          args.grad_bias + part * shape.batch * shape.heads * shape.bias_rows * shape.bias_columns;
+    }
     for (std::int64_t head = kv_head * group; head < (kv_head + 1) * group; ++head) {
       for (std::int64_t t = begin_tile; t < end_tile; ++t) {
         BackwardTile(args, PlaceOf(shape, batch, head, segment.query_tile + t), sums, tile);
