@@ -30,6 +30,66 @@ def coordinate_descent(scores, budget, mask=None, n_iters=20, eps=0.1, eps_init=
     )
 
 
+def coordinate_descent_attention(
+    query,
+    key,
+    value,
+    budget,
+    key_mask=None,
+    causal=False,
+    nulls=0,
+    n_iters=20,
+    eps=0.1,
+    eps_init=None,
+    eps_decay=1.0,
+    solver="iterative",
+    normalize=False,
+    scale=None,
+):
+    """Attention whose weights are a soft top-k of the keys: `coordinate_descent` of scale * <q_i, k_j>, times the values.
+
+    Nothing of size n x m is stored, forward or backward. Differentiable in query, key, value and budget.
+
+    Args:
+        query (torch.Tensor): (batch, heads, n, dim); float32, float64, bfloat16 or float16.
+        key (torch.Tensor): (batch, kv_heads, m, dim); kv_heads divides heads.
+        value (torch.Tensor): (batch, kv_heads, m, value_dim).
+        budget (float | torch.Tensor): About how many keys a query attends to, any real > 0; a number, or a tensor that
+            broadcasts to (batch, heads, n).
+        key_mask (torch.Tensor | None): Bool (batch, m), true = keep.
+        causal (bool): Only keys up to the query's position; the last query stands at the last key.
+        nulls (int): The first keys that every query sees, whatever causal says; positions count after them.
+        n_iters (int): Iterations of the iterative solver, at least 1.
+        eps (float): Entropy; smaller is harder.
+        eps_init (float | None): Entropy of the first iteration; None: `eps`.
+        eps_decay (float): Factor on the entropy from one iteration to the next.
+        solver (str): "iterative" (the published function) or "exact" (weights sum to the budget).
+        normalize (bool): Divide by the sum of the weights.
+        scale (float | None): Factor on the logits; None: 1 / sqrt(dim).
+
+    Returns:
+        torch.Tensor: (batch, heads, n, value_dim); 0 where a query sees no key.
+
+    Sources: github.com/lucidrains/coordinate-descent-attention, 2023; Qian et al. 2022, arXiv:2211.01267.
+    """
+    return torch.ops.weir.coordinate_descent_attention(
+        query,
+        key,
+        value,
+        budget,
+        key_mask=key_mask,
+        causal=causal,
+        nulls=nulls,
+        n_iters=n_iters,
+        eps=eps,
+        eps_init=eps_init,
+        eps_decay=eps_decay,
+        solver=solver,
+        normalize=normalize,
+        scale=scale,
+    )
+
+
 def block_sparse_attention(
     query,
     key,

@@ -14,6 +14,7 @@
 #include <cstddef>
 #include <cstdint>
 
+#include "kernels/attention_strides.h"
 #include "kernels/half.h"
 
 namespace weir::kernels {
@@ -22,11 +23,6 @@ namespace weir::kernels {
 struct BlockRows {
   const std::int64_t* first = nullptr;
   const std::int64_t* columns = nullptr;
-};
-
-/// Strides in elements of (batch, heads, positions); the last axis is contiguous.
-struct AttentionStrides {
-  std::int64_t batch = 0, head = 0, position = 0;
 };
 
 /// Query r of a segment is position query_first + r * step of the sequence; keys likewise.

@@ -12,6 +12,7 @@
 
 #include <limits>
 
+#include "ops/attention_heads.h"
 #include "ops/block_sparse_attention_positions.h"
 #include "ops/block_sparse_attention.h"
 
@@ -35,23 +36,6 @@ struct Dense {
   OptionalTensor self;         // bool (n, m): the pairs of constant logit
   OptionalTensor dropout;      // (batch, heads, n, m): factors of the weights
 };
-
-/// (batch, kv_heads, ...) -> (batch, heads, ...): query head h reads key head h / (heads/kv_heads).
-at::Tensor repeat_heads(const Problem& problem, const at::Tensor& x) {
-  if (problem.heads == problem.kv_heads) return x;
-  const c10::SymInt group = problem.heads / problem.kv_heads;
-  return x.unsqueeze(2)
-      .expand_symint({problem.batch, problem.kv_heads, group, x.sym_size(2), x.sym_size(3)})
-      .flatten(1, 2);
-}
-
-/// The transpose of `repeat_heads`.
-at::Tensor sum_heads(const Problem& problem, const at::Tensor& x) {
-  if (problem.heads == problem.kv_heads) return x;
-  const c10::SymInt group = problem.heads / problem.kv_heads;
-  return x.view_symint({problem.batch, problem.kv_heads, group, x.sym_size(2), x.sym_size(3)})
-      .sum(2);
-}
 
 /// Pairs features i and i + dim / 2 of x (..., n, dim) and multiplies them with the matrix
 /// [c -s; s c] of their row in `table`; `direction` -1: with its transpose.
@@ -96,12 +80,14 @@ Dense prepare(const Problem& problem, const at::Tensor& query, const at::Tensor&
   Dense dense;
   dense.allowed = allowed_pairs(problem, positions);
   dense.empty = dense.allowed.any(-1, /*keepdim=*/true).logical_not();
-  dense.poisoned = (dense.allowed & repeat_heads(problem, bad_keys)).any(-1, /*keepdim=*/true) |
-                   bad_query.any(-1, /*keepdim=*/true);
+  dense.poisoned =
+      (dense.allowed & repeat_heads(problem.heads, bad_keys)).any(-1, /*keepdim=*/true) |
+      bad_query.any(-1, /*keepdim=*/true);
   dense.query = rotate(clean(query, bad_query | dense.empty), problem.tensors.query_rotation) *
                 problem.rule.scale;
-  dense.key = repeat_heads(problem, rotate(clean(key, bad_key), problem.tensors.key_rotation));
-  dense.value = repeat_heads(problem, clean(value, bad_value));
+  dense.key =
+      repeat_heads(problem.heads, rotate(clean(key, bad_key), problem.tensors.key_rotation));
+  dense.value = repeat_heads(problem.heads, clean(value, bad_value));
   add_pair_terms(problem, bias, positions, dense);
   return dense;
 }
@@ -169,11 +155,12 @@ std::tuple<at::Tensor, at::Tensor, at::Tensor, at::Tensor> attend_composite_back
   const at::Tensor kept = dense.dropout ? weights * *dense.dropout : weights;
   const auto transposed = [](const at::Tensor& x) { return x.transpose(-2, -1); };
   const auto narrow = [&](const at::Tensor& x) { return x.to(query.scalar_type()); };
-  const at::Tensor grad_key = sum_heads(problem, at::matmul(transposed(grad_logits), dense.query));
+  const at::Tensor grad_key =
+      sum_heads(problem.kv_heads, at::matmul(transposed(grad_logits), dense.query));
   return {narrow(rotate(at::matmul(grad_logits, dense.key) * problem.rule.scale,
                         problem.tensors.query_rotation, -1)),
           narrow(rotate(grad_key, problem.tensors.key_rotation, -1)),
-          narrow(sum_heads(problem, at::matmul(transposed(kept), upstream))),
+          narrow(sum_heads(problem.kv_heads, at::matmul(transposed(kept), upstream))),
           grad_of_bias(problem, dense, grad_logits)};
 }
 

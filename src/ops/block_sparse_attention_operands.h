@@ -4,21 +4,12 @@
 
 #include <ATen/core/Tensor.h>
 
-#include <type_traits>
-
 #include "kernels/block_sparse_attention.h"
 #include "ops/block_sparse_attention_plan.h"
+#include "ops/kernel_attention.h"
 #include "ops/kernel_value.h"
 
 namespace weir::ops {
-
-/// What kernels compute in.
-template <class Scalar>
-using Compute = std::conditional_t<std::is_same_v<Scalar, double>, double, float>;
-
-inline at::Tensor with_contiguous_rows(const at::Tensor& tensor) {
-  return tensor.size(-1) <= 1 || tensor.stride(-1) == 1 ? tensor : tensor.contiguous();
-}
 
 /// The tensors that kernels point into.
 struct AttentionOperands {
@@ -31,9 +22,9 @@ inline AttentionOperands attention_operands(const BlockSparseAttentionProblem& p
   const auto computed = [&](const OptionalTensor& x) {
     return x ? x->to(problem.compute).contiguous() : at::Tensor();
   };
-  return {.query = with_contiguous_rows(query),
-          .key = with_contiguous_rows(key),
-          .value = with_contiguous_rows(value),
+  return {.query = with_contiguous_features(query),
+          .key = with_contiguous_features(key),
+          .value = with_contiguous_features(value),
           .bias = problem.bias ? computed(problem.bias->transpose(1, 2)) : at::Tensor(),
           .query_rotation = computed(problem.tensors.query_rotation),
           .key_rotation = computed(problem.tensors.key_rotation)};
@@ -48,17 +39,14 @@ auto attention_pointers(const AttentionPlan& plan, const AttentionOperands& from
   const auto numbers = [](const at::Tensor& tensor) -> const T* {
     return tensor.defined() ? tensor.const_data_ptr<T>() : nullptr;
   };
-  const auto strides = [](const at::Tensor& tensor) -> kernels::AttentionStrides {
-    return {tensor.stride(0), tensor.stride(1), tensor.stride(2)};
-  };
   return kernels::BlockSparseAttentionOperands<Value<Scalar>, T>{
       .shape = plan.shape,
       .query = values(from.query),
       .key = values(from.key),
       .value = values(from.value),
-      .query_strides = strides(from.query),
-      .key_strides = strides(from.key),
-      .value_strides = strides(from.value),
+      .query_strides = attention_strides(from.query),
+      .key_strides = attention_strides(from.key),
+      .value_strides = attention_strides(from.value),
       .bias = numbers(from.bias),
       .query_rotation = numbers(from.query_rotation),
       .key_rotation = numbers(from.key_rotation)};

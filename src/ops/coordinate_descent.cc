@@ -13,6 +13,7 @@
 
 #include <algorithm>
 #include <cmath>
+#include <utility>
 
 #include "ops/checks.h"
 #include "ops/coordinate_descent.h"
@@ -31,28 +32,38 @@ std::vector<double> eps_schedule(std::int64_t n_iters, double eps, std::optional
   return schedule;
 }
 
-void check_options(std::int64_t n_iters, double eps, std::optional<double> eps_init,
+void check_options(const char* op, std::int64_t n_iters, double eps, std::optional<double> eps_init,
                    double eps_decay, std::string_view solver) {
-  TORCH_CHECK_VALUE(
-      solver == "iterative" || solver == "exact",
-      "weir::coordinate_descent: expected `solver` to be \"iterative\" or \"exact\", but got \"",
-      solver, "\".");
-  TORCH_CHECK_VALUE(n_iters >= 1,
-                    "weir::coordinate_descent: expected `n_iters` to be at least 1, but got ",
+  TORCH_CHECK_VALUE(solver == "iterative" || solver == "exact", "weir::", op,
+                    ": expected `solver` to be \"iterative\" or \"exact\", but got \"", solver,
+                    "\".");
+  TORCH_CHECK_VALUE(n_iters >= 1, "weir::", op, ": expected `n_iters` to be at least 1, but got ",
                     n_iters, ".");
-  TORCH_CHECK_VALUE(std::isfinite(eps) && eps >= kSmallestEps,
-                    "weir::coordinate_descent: expected `eps` to be finite and at least ",
-                    kSmallestEps, ", but got ", eps, ".");
-  TORCH_CHECK_VALUE(
-      !eps_init || (std::isfinite(*eps_init) && *eps_init > 0),
-      "weir::coordinate_descent: expected `eps_init` to be finite and positive, but got ",
-      eps_init.value_or(0), ".");
-  TORCH_CHECK_VALUE(eps_decay > 0 && eps_decay <= 1,
-                    "weir::coordinate_descent: expected `eps_decay` to lie in (0, 1], but got ",
-                    eps_decay, ".");
+  TORCH_CHECK_VALUE(std::isfinite(eps) && eps >= kSmallestEps, "weir::", op,
+                    ": expected `eps` to be finite and at least ", kSmallestEps, ", but got ", eps,
+                    ".");
+  TORCH_CHECK_VALUE(!eps_init || (std::isfinite(*eps_init) && *eps_init > 0), "weir::", op,
+                    ": expected `eps_init` to be finite and positive, but got ",
+                    eps_init.value_or(0), ".");
+  TORCH_CHECK_VALUE(eps_decay > 0 && eps_decay <= 1, "weir::", op,
+                    ": expected `eps_decay` to lie in (0, 1], but got ", eps_decay, ".");
 }
 
 }  // namespace
+
+std::vector<double> checked_schedule(const char* op, std::int64_t n_iters, double eps,
+                                     std::optional<double> eps_init, double eps_decay,
+                                     std::string_view solver) {
+  check_options(op, n_iters, eps, eps_init, eps_decay, solver);
+  if (solver == "exact") return {eps};
+  return eps_schedule(n_iters, eps, eps_init, eps_decay);
+}
+
+at::Tensor checked_budget(const char* op, double budget, const at::Tensor& like) {
+  TORCH_CHECK_VALUE(budget > 0 && std::isfinite(budget), "weir::", op,
+                    ": expected `budget` to be finite and positive, but got ", budget, ".");
+  return at::scalar_tensor(budget, like.options().dtype(at::kDouble));
+}
 
 std::vector<c10::SymInt> CoordinateDescentProblem::trace_shape() const {
   std::vector<c10::SymInt> shape = row_shape;
@@ -66,7 +77,8 @@ CoordinateDescentProblem coordinate_descent_problem(const at::Tensor& scores,
                                                     std::int64_t n_iters, double eps,
                                                     std::optional<double> eps_init,
                                                     double eps_decay, std::string_view solver) {
-  check_options(n_iters, eps, eps_init, eps_decay, solver);
+  std::vector<double> schedule =
+      checked_schedule("coordinate_descent", n_iters, eps, eps_init, eps_decay, solver);
   check_scores("coordinate_descent", scores);
   const auto shape = scores.sym_sizes();
   const auto row_shape = shape.slice(0, shape.size() - 1);
@@ -83,35 +95,26 @@ CoordinateDescentProblem coordinate_descent_problem(const at::Tensor& scores,
                     "weir::coordinate_descent: expected `budget` on the device of `scores`, ",
                     scores.device(), ", but got ", budget.device(), ".");
   check_mask("coordinate_descent", scores, mask);
-  const bool exact = solver == "exact";
   return {.row_shape = row_shape.vec(),
           .cols = shape.back(),
-          .solver = exact ? Solver::kExact : Solver::kIterative,
-          .eps = exact ? std::vector<double>{eps} : eps_schedule(n_iters, eps, eps_init, eps_decay),
+          .solver = solver == "exact" ? Solver::kExact : Solver::kIterative,
+          .eps = std::move(schedule),
           .compute = scores.scalar_type() == at::kDouble ? at::kDouble : at::kFloat};
 }
 
 namespace {
 
-using Forward = std::tuple<at::Tensor, at::Tensor>(const at::Tensor&, const at::Tensor&,
-                                                   const std::optional<at::Tensor>&, std::int64_t,
-                                                   double, std::optional<double>, double,
-                                                   std::string_view);
-using Backward = std::tuple<at::Tensor, at::Tensor>(
-    const at::Tensor&, const at::Tensor&, const at::Tensor&, const std::optional<at::Tensor>&,
-    const at::Tensor&, std::int64_t, double, std::optional<double>, double, std::string_view);
-
 auto& forward_operator() {
   static auto op = c10::Dispatcher::singleton()
                        .findSchemaOrThrow("weir::_coordinate_descent", "")
-                       .typed<Forward>();
+                       .typed<decltype(coordinate_descent_composite_forward)>();
   return op;
 }
 
 auto& backward_operator() {
   static auto op = c10::Dispatcher::singleton()
                        .findSchemaOrThrow("weir::_coordinate_descent_backward", "")
-                       .typed<Backward>();
+                       .typed<decltype(coordinate_descent_composite_backward)>();
   return op;
 }
 
@@ -127,11 +130,7 @@ at::Tensor front(const at::Tensor& scores, const at::Tensor& budget,
 at::Tensor front_number(const at::Tensor& scores, double budget,
                         const std::optional<at::Tensor>& mask, std::int64_t n_iters, double eps,
                         std::optional<double> eps_init, double eps_decay, std::string_view solver) {
-  TORCH_CHECK_VALUE(
-      budget > 0 && std::isfinite(budget),
-      "weir::coordinate_descent: expected `budget` to be finite and positive, but got ", budget,
-      ".");
-  const at::Tensor tensor = at::scalar_tensor(budget, scores.options().dtype(at::kDouble));
+  const at::Tensor tensor = checked_budget("coordinate_descent", budget, scores);
   return front(scores, tensor, mask, n_iters, eps, eps_init, eps_decay, solver);
 }
 

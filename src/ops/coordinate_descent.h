@@ -32,6 +32,15 @@ struct CoordinateDescentProblem {
   std::vector<c10::SymInt> trace_shape() const;
 };
 
+/// Checks the options of the solver under the name of `op`. Returns `eps` of
+/// CoordinateDescentProblem.
+std::vector<double> checked_schedule(const char* op, std::int64_t n_iters, double eps,
+                                     std::optional<double> eps_init, double eps_decay,
+                                     std::string_view solver);
+
+/// A budget given as a number: finite and positive. Returns it as a tensor on the device of `like`.
+at::Tensor checked_budget(const char* op, double budget, const at::Tensor& like);
+
 /// Checks all arguments; the first call of every backend. Throws c10::Error.
 CoordinateDescentProblem coordinate_descent_problem(const at::Tensor& scores,
                                                     const at::Tensor& budget,
@@ -46,5 +55,11 @@ std::tuple<at::Tensor, at::Tensor> coordinate_descent_composite_forward(
     const at::Tensor& scores, const at::Tensor& budget, const std::optional<at::Tensor>& mask,
     std::int64_t n_iters, double eps, std::optional<double> eps_init, double eps_decay,
     std::string_view solver);
+
+/// Gradients of scores and, per row in float64, of budget, from the closed form.
+std::tuple<at::Tensor, at::Tensor> coordinate_descent_composite_backward(
+    const at::Tensor& grad, const at::Tensor& scores, const at::Tensor& budget,
+    const std::optional<at::Tensor>& mask, const at::Tensor& trace, std::int64_t n_iters,
+    double eps, std::optional<double> eps_init, double eps_decay, std::string_view solver);
 
 }  // namespace weir::ops

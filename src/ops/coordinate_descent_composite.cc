@@ -137,26 +137,9 @@ std::tuple<at::Tensor, at::Tensor> backward_iterative(const Row& row, const at::
   return {grad_scores, grad_budget};
 }
 
-std::tuple<at::Tensor, at::Tensor> composite_backward(
-    const at::Tensor& grad, const at::Tensor& scores, const at::Tensor& budget,
-    const std::optional<at::Tensor>& mask, const at::Tensor& trace, std::int64_t n_iters,
-    double eps, std::optional<double> eps_init, double eps_decay, std::string_view solver) {
-  const auto problem =
-      coordinate_descent_problem(scores, budget, mask, n_iters, eps, eps_init, eps_decay, solver);
-  const Row row = prepare(problem, scores, budget, mask);
-  const at::Tensor a = trace.to(problem.compute);
-  const at::Tensor upstream = grad.to(problem.compute);
-  auto [grad_scores, grad_budget] = problem.solver == Solver::kExact
-                                        ? backward_exact(row, upstream, a, eps)
-                                        : backward_iterative(row, upstream, a, problem.eps);
-  const at::Tensor inside = (budget >= 1e-20).expand_symint(problem.row_shape);  // not clamped
-  return {grad_scores.to(scores.scalar_type()),
-          grad_budget.squeeze(-1).to(at::kDouble).masked_fill(inside.logical_not(), 0)};
-}
-
 TORCH_LIBRARY_IMPL(weir, CompositeExplicitAutograd, m) {
   m.impl("_coordinate_descent", coordinate_descent_composite_forward);
-  m.impl("_coordinate_descent_backward", composite_backward);
+  m.impl("_coordinate_descent_backward", coordinate_descent_composite_backward);
 }
 
 }  // namespace
@@ -177,6 +160,23 @@ std::tuple<at::Tensor, at::Tensor> coordinate_descent_composite_forward(
                                             : iterate(row, problem.eps);
   const at::Tensor output = read_out(row, trace.back(), problem.eps.back(), scores.scalar_type());
   return {output, at::stack(trace, -1).squeeze(-2).to(at::kDouble)};
+}
+
+std::tuple<at::Tensor, at::Tensor> coordinate_descent_composite_backward(
+    const at::Tensor& grad, const at::Tensor& scores, const at::Tensor& budget,
+    const std::optional<at::Tensor>& mask, const at::Tensor& trace, std::int64_t n_iters,
+    double eps, std::optional<double> eps_init, double eps_decay, std::string_view solver) {
+  const auto problem =
+      coordinate_descent_problem(scores, budget, mask, n_iters, eps, eps_init, eps_decay, solver);
+  const Row row = prepare(problem, scores, budget, mask);
+  const at::Tensor a = trace.to(problem.compute);
+  const at::Tensor upstream = grad.to(problem.compute);
+  auto [grad_scores, grad_budget] = problem.solver == Solver::kExact
+                                        ? backward_exact(row, upstream, a, eps)
+                                        : backward_iterative(row, upstream, a, problem.eps);
+  const at::Tensor inside = (budget >= 1e-20).expand_symint(problem.row_shape);  // not clamped
+  return {grad_scores.to(scores.scalar_type()),
+          grad_budget.squeeze(-1).to(at::kDouble).masked_fill(inside.logical_not(), 0)};
 }
 
 }  // namespace weir::ops

@@ -16,4 +16,8 @@ using Value = std::conditional_t<
     std::is_same_v<Scalar, at::BFloat16>, kernels::BFloat16,
     std::conditional_t<std::is_same_v<Scalar, at::Half>, kernels::Float16, Scalar>>;
 
+/// What kernels compute it in.
+template <class Scalar>
+using Compute = std::conditional_t<std::is_same_v<Scalar, double>, double, float>;
+
 }  // namespace weir::ops

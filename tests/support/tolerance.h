@@ -28,6 +28,9 @@ inline constexpr double kStoredOutput = 4;
 // The same for the gradient of a bias, which adds up over all queries of a slot: there the true
 // terms may cancel, and the roundings do not; measured 15.1.
 inline constexpr double kStoredOutputBias = 16;
+// Factor on kFloat32 where the logits too are computed in float: their rounding is divided by eps;
+// measured 1.0 at eps 0.1.
+inline constexpr double kComputedLogits = 4;
 // What `exact` promises for the sum of a row, relative to its budget, in float.
 inline constexpr double kExactSum = 1e-6;
 

@@ -17,9 +17,9 @@
 #include <type_traits>
 
 #include "kernels/block_sparse_attention.h"
+#include "kernels/cpu/attention_rows-inl.h"
 #include "kernels/cpu/attention_runs-inl.h"
 #include "kernels/cpu/row-inl.h"
-#include "kernels/cpu/transpose-inl.h"
 
 HWY_BEFORE_NAMESPACE();
 namespace weir::kernels {
@@ -27,10 +27,6 @@ namespace HWY_NAMESPACE {
 namespace hn = hwy::HWY_NAMESPACE;
 
 constexpr double kLog2E = 1.442695040888963407360, kLn2 = 0.693147180559945309417;
-
-HWY_INLINE std::size_t PaddedSize(std::int64_t count) {
-  return Padded(static_cast<std::size_t>(count));
-}
 
 /// Scratch of one call, for one tile at a time. A panel holds rows transposed, in groups of one row
 /// per lane: entry j of group g at (g * depth + j) * lanes.
@@ -75,33 +71,6 @@ HWY_INLINE Tile<T> TakeTile(const BlockSparseAttentionShape& shape, bool backwar
 
 // ---- rows
 
-/// to[i] = from[i] * factor, `count` padded
-template <class T>
-HWY_INLINE void ScaleRow(const T* from, std::size_t padded, T factor, T* to) {
-  const hn::ScalableTag<T> d;
-  for (std::size_t i = 0; i < padded; i += hn::Lanes(d)) {
-    hn::Store(hn::Mul(hn::Load(d, from + i), hn::Set(d, factor)), d, to + i);
-  }
-}
-
-/// Whether no entry of `rows` rows is NaN or infinite; `columns` is a whole number of vectors.
-template <class T>
-HWY_INLINE bool AllFinite(const T* HWY_RESTRICT at, std::size_t rows, std::size_t step,
-                          std::size_t columns) {
-  const hn::ScalableTag<T> d;
-  const std::size_t lanes = hn::Lanes(d);
-  auto even = hn::Zero(d), odd = hn::Zero(d);  // sums of x * 0, which is 0 or NaN
-  for (std::size_t r = 0; r < rows; ++r, at += step) {
-    std::size_t i = 0;
-    for (; i + 2 * lanes <= columns; i += 2 * lanes) {
-      even = hn::MulAdd(hn::LoadU(d, at + i), hn::Zero(d), even);
-      odd = hn::MulAdd(hn::LoadU(d, at + i + lanes), hn::Zero(d), odd);
-    }
-    if (i < columns) even = hn::MulAdd(hn::LoadU(d, at + i), hn::Zero(d), even);
-  }
-  return hn::AllFalse(d, hn::IsNaN(hn::Add(even, odd)));
-}
-
 /// Features i and i + dim / 2 of a row, times [c -s; s c]; `direction` -1: times its transpose.
 template <class T>
 HWY_INLINE void Rotate(const T* HWY_RESTRICT table, std::int64_t dim, T direction,
@@ -114,19 +83,6 @@ HWY_INLINE void Rotate(const T* HWY_RESTRICT table, std::int64_t dim, T directio
     row[i] = a * c - b * s;
     other[i] = b * c + a * s;
   }
-}
-
-/// Puts rows into a panel: row(r) gives row r of `rows`, padded, and zeros fill the last group.
-template <class T, class Row>
-HWY_INLINE void PackPanel(std::int64_t rows, std::int64_t count, const Row& row, T* panel) {
-  const std::size_t lanes = hn::Lanes(hn::ScalableTag<T>());
-  const auto depth = static_cast<std::size_t>((count + 3) / 4 * 4);
-  const auto last = (static_cast<std::size_t>(rows) + lanes - 1) / lanes * lanes;
-  std::fill_n(panel + (last - lanes) * depth, lanes * depth, T(0));
-  for (std::size_t r = 0; r < static_cast<std::size_t>(rows); ++r) {
-    PutPieces(row(r), r % lanes, depth, panel + r / lanes * lanes * depth);
-  }
-  for (std::size_t r = 0; r < last; r += lanes) TransposePieces(panel + r * depth, depth);
 }
 
 /// The queries times `factor` as a panel; for the backward, which multiplies with their rows too,

@@ -18,6 +18,7 @@
 #include <cstring>
 
 #include "kernels/cpu/attention_operands-inl.h"
+#include "kernels/cpu/attention_rows-inl.h"
 #include "kernels/cpu/exp2-inl.h"
 #include "kernels/cpu/matmul-inl.h"
 #include "kernels/dropout.h"
@@ -203,20 +204,6 @@ HWY_INLINE void AccumulateSoftmax(const Part& part, std::size_t columns, Tile<T>
   for (std::size_t r = part.row; r < end; ++r) {
     const T factor = tile.factor[r];
     if (factor != T(1)) ScaleRow(tile.sums + r * columns, columns, factor, tile.sums + r * columns);
-  }
-}
-
-/// C += A B for what the tile and a run exchange. Unless all is finite, a zero in A is a pair that
-/// is not allowed: NaN in B must not meet it.
-template <class T>
-HWY_INLINE void AddProduct(bool finite, std::size_t rows, std::size_t columns, std::size_t depth,
-                           const Left<T>& a, const Right<T>& b, const Product<T>& c) {
-  const std::size_t lanes = hn::Lanes(hn::ScalableTag<T>());
-  const std::size_t vectors = (columns + lanes - 1) / lanes;
-  if (finite) {
-    Multiply<true>(rows, vectors, depth, a, b, c);
-  } else {
-    MultiplyPresent(rows, vectors, depth, a, b, c);
   }
 }
 

@@ -23,12 +23,10 @@ constexpr std::int64_t kLongestLaneRow = 512;
 #include <hwy/foreach_target.h>
 #include <hwy/highway.h>
 
-#include "kernels/cpu/coordinate_descent_exact-inl.h"
-#include "kernels/cpu/coordinate_descent_gradient-inl.h"
-#include "kernels/cpu/coordinate_descent_iterative-inl.h"
 #include "kernels/cpu/coordinate_descent_lanes-inl.h"
 #include "kernels/cpu/coordinate_descent_lanes_gradient-inl.h"
 #include "kernels/cpu/coordinate_descent_operands-inl.h"
+#include "kernels/cpu/coordinate_descent_rows-inl.h"
 
 HWY_BEFORE_NAMESPACE();
 namespace weir::kernels {
@@ -40,25 +38,9 @@ template <class Value, class T>
 HWY_INLINE void ForwardRow(const CoordinateDescentForward<Value>& args, std::int64_t index, T* x,
                            T* scratch) {
   const auto& in = args.in;
-  const std::int64_t trace_size = std::max<std::int64_t>(in.n_iters, 1);
-  double* trace = args.trace + index * trace_size;
+  const RowSolver solver = SolverOf(in, index);
   const RowStatistics<T> row = Load(in, index, x);
-  const double budget = Budget(in, index);
-  if (row.valid == 0) {
-    std::fill(trace, trace + trace_size, 0.0);
-    std::fill(x, x + row.span, T(0));
-  } else if (IsPoisoned(row, budget)) {
-    std::fill(trace, trace + trace_size, std::numeric_limits<double>::quiet_NaN());
-    PropagateNan(x, row.span, x);
-  } else {
-    if (in.n_iters == 0) {
-      trace[0] = SolveExact(x, row, budget, in.eps[0], scratch);
-    } else {
-      Iterate(x, row, budget, in.eps, in.n_iters, scratch, trace);
-    }
-    const double c = -trace[trace_size - 1];
-    ReadOut(x, Padded(row.span), std::max(c, -kLargestBudget), in.eps[in.n_iters], x);
-  }
+  SolveRow(row, solver, x, scratch, args.trace + index * solver.trace_size());
   StoreMaskedRow(x, row, static_cast<std::size_t>(in.cols), args.output + index * in.cols);
 }
 
@@ -66,30 +48,11 @@ template <class Value, class T>
 HWY_INLINE void BackwardRow(const CoordinateDescentBackward<Value>& args, std::int64_t index, T* x,
                             T* g, T* scratch, GradientTerm<T>* room) {
   const auto& in = args.in;
-  const std::int64_t trace_size = std::max<std::int64_t>(in.n_iters, 1);
-  const double* trace = args.trace + index * trace_size;
+  const RowSolver solver = SolverOf(in, index);
   const RowStatistics<T> row = Load(in, index, x);
-  const std::size_t padded = Padded(row.span);
-  const double budget = Budget(in, index);
-  double grad_budget = 0;
-  if (row.valid == 0 || std::isinf(trace[trace_size - 1])) {  // nothing, or all 1: no gradient
-    std::fill(g, g + row.span, T(0));
-  } else if (IsPoisoned(row, budget)) {
-    PropagateNan(x, row.span, g);
-    grad_budget = std::numeric_limits<double>::quiet_NaN();
-  } else {
-    LoadRow(args.grad + index * in.cols + row.first, row.span, T(0), g);
-    if (in.n_iters == 0) {
-      grad_budget = ExactGradient(x, padded, trace[0], in.eps[0], scratch, g);
-    } else {
-      const double mass = StartGradient(x, padded, -trace[in.n_iters - 1], in.eps[in.n_iters], g);
-      GradientTerms<T> terms{.terms = room, .size = static_cast<std::size_t>(in.n_iters)};
-      grad_budget = CollectTerms(x, row, budget, in.eps, in.n_iters, trace, mass, terms);
-      SubtractTerms(x, padded, terms, g);
-    }
-    if (BudgetIsClamped(in, index)) grad_budget = 0;
-  }
-  args.grad_budget[index] = grad_budget;
+  LoadRow(args.grad + index * in.cols + row.first, row.span, T(0), g);
+  args.grad_budget[index] =
+      GradientOfRow(row, solver, args.trace + index * solver.trace_size(), x, g, scratch, room);
   StoreMaskedRow(g, row, static_cast<std::size_t>(in.cols), args.grad_scores + index * in.cols);
 }
 
@@ -156,7 +119,7 @@ HWY_INLINE void BackwardLanes(const CoordinateDescentBackward<Value>& args, std:
     if (Computes(row)) {
       TakePieces(g, lane, rows.cols, row_scratch);
       StoreRow(row_scratch, rows.cols, args.grad_scores + index * in.cols);
-      args.grad_budget[index] = BudgetIsClamped(in, index) ? 0 : grad_budget[lane];
+      args.grad_budget[index] = SolverOf(in, index).budget_is_clamped() ? 0 : grad_budget[lane];
     } else {
       StoreIdleLane(in, index, row_scratch, args.grad_scores + index * in.cols);
       args.grad_budget[index] = row.valid == 0 ? 0 : std::numeric_limits<double>::quiet_NaN();

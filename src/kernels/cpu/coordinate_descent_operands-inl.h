@@ -16,6 +16,7 @@
 
 #include "kernels/coordinate_descent.h"
 #include "kernels/cpu/coordinate_descent_lanes-inl.h"
+#include "kernels/cpu/coordinate_descent_rows-inl.h"
 #include "kernels/cpu/row-inl.h"
 #include "kernels/cpu/transpose-inl.h"
 
@@ -23,15 +24,6 @@ HWY_BEFORE_NAMESPACE();
 namespace weir::kernels {
 namespace HWY_NAMESPACE {
 namespace hn = hwy::HWY_NAMESPACE;
-
-template <class Value>
-struct ComputeOf {
-  using type = float;
-};
-template <>
-struct ComputeOf<double> {
-  using type = double;
-};
 
 template <class Value>
 HWY_INLINE const std::uint8_t* MaskOf(const CoordinateDescentRows<Value>& in, std::int64_t index) {
@@ -45,21 +37,8 @@ HWY_INLINE RowStatistics<T> Load(const CoordinateDescentRows<Value>& in, std::in
 }
 
 template <class Value>
-HWY_INLINE double Budget(const CoordinateDescentRows<Value>& in, std::int64_t index) {
-  const double budget = in.budget[index * in.budget_stride];
-  return std::isnan(budget) ? budget : std::clamp(budget, kSmallestBudget, kLargestBudget);
-}
-
-/// The gradient of a clamped budget is 0.
-template <class Value>
-HWY_INLINE bool BudgetIsClamped(const CoordinateDescentRows<Value>& in, std::int64_t index) {
-  const double budget = in.budget[index * in.budget_stride];
-  return budget < kSmallestBudget || budget > kLargestBudget;
-}
-
-template <class T>
-HWY_INLINE bool IsPoisoned(const RowStatistics<T>& row, double budget) {
-  return row.has_nan || std::isnan(budget);
+HWY_INLINE RowSolver SolverOf(const CoordinateDescentRows<Value>& in, std::int64_t index) {
+  return {.eps = in.eps, .n_iters = in.n_iters, .budget = in.budget[index * in.budget_stride]};
 }
 
 // ---- groups of rows
@@ -83,7 +62,7 @@ HWY_INLINE void LoadLanes(const CoordinateDescentRows<Value>& in, std::int64_t b
     if (lane < count) {
       const std::int64_t index = begin + static_cast<std::int64_t>(lane);
       row = LoadWholeRow(in.scores + index * in.cols, MaskOf(in, index), rows.cols, row_scratch);
-      budget = Budget(in, index);
+      budget = SolverOf(in, index).clamped_budget();
     }
     row.has_nan |= std::isnan(budget);
     if (!Computes(row)) {

@@ -28,6 +28,16 @@ namespace hn = hwy::HWY_NAMESPACE;
 template <class T>
 constexpr T kNothing = -std::numeric_limits<T>::infinity();
 
+/// What a Value is computed in.
+template <class Value>
+struct ComputeOf {
+  using type = float;
+};
+template <>
+struct ComputeOf<double> {
+  using type = double;
+};
+
 /// A row as it counts: entries [first, first + span) of it contain all that are valid.
 template <class T>
 struct RowStatistics {
