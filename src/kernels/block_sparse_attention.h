@@ -19,6 +19,10 @@
 
 namespace weir::kernels {
 
+/// Logit of a query and the key at its own position with `self_last`: low enough to count only when
+/// nothing else is there.
+constexpr double kSelfLogit = -5e4;
+
 /// The active blocks of every block row: columns[first[row] ... first[row + 1]), ascending.
 struct BlockRows {
   const std::int64_t* first = nullptr;

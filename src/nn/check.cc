@@ -37,6 +37,17 @@ void check_tokens(std::string_view module, const at::Tensor& x, std::int64_t dim
                     ": expected `x` to have shape [batch, n, ", dim, "], but got ", x.sizes(), ".");
 }
 
+void check_padding(std::string_view module, const std::optional<at::Tensor>& mask,
+                   const at::Tensor& x) {
+  if (!mask) return;
+  TORCH_CHECK_TYPE(mask->scalar_type() == at::kBool, "weir::", module,
+                   ": expected `mask` to be bool (true = keep), but got ", mask->scalar_type(),
+                   ".");
+  TORCH_CHECK_VALUE(mask->sizes() == x.sizes().slice(0, 2), "weir::", module,
+                    ": expected `mask` to have shape ", x.sizes().slice(0, 2),
+                    " like the tokens of `x`, but got ", mask->sizes(), ".");
+}
+
 void check_coordinate_descent(std::string_view module,
                               const ops::CoordinateDescentOptions& solver) {
   check_at_least(module, "coor_descent_iters", solver.n_iters, 1);

@@ -7,6 +7,7 @@
 #include <ATen/core/Tensor.h>
 
 #include <cstdint>
+#include <optional>
 #include <string_view>
 
 #include "weir/ops/coordinate_descent.h"
@@ -28,6 +29,10 @@ void check_share(std::string_view module, std::string_view option, double value)
 
 /// `x` (batch, n, dim): three dimensions, the last of size `dim`.
 void check_tokens(std::string_view module, const at::Tensor& x, std::int64_t dim);
+
+/// `mask`, if there is one: bool (batch, n), the tokens of `x`.
+void check_padding(std::string_view module, const std::optional<at::Tensor>& mask,
+                   const at::Tensor& x);
 
 /// The solver of a module whose options follow the published names `coor_descent_*`.
 void check_coordinate_descent(std::string_view module, const ops::CoordinateDescentOptions& solver);

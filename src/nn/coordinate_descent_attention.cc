@@ -30,13 +30,7 @@ void check(const CoordinateDescentAttentionOptions& options) {
 
 void check(const at::Tensor& x, const CoordinateDescentAttentionInputs& inputs, std::int64_t dim) {
   check_tokens(kName, x, dim);
-  if (!inputs.mask) return;
-  TORCH_CHECK_TYPE(inputs.mask->scalar_type() == at::kBool, "weir::", kName,
-                   ": expected `mask` to be bool (true = keep), but got ",
-                   inputs.mask->scalar_type(), ".");
-  TORCH_CHECK_VALUE(inputs.mask->sizes() == x.sizes().slice(0, 2), "weir::", kName,
-                    ": expected `mask` to have shape ", x.sizes().slice(0, 2),
-                    " like the tokens of `x`, but got ", inputs.mask->sizes(), ".");
+  check_padding(kName, inputs.mask, x);
 }
 
 // Whether the queries at `positions` (..., m) may see the key slots: (..., m, nulls + length).

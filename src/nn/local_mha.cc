@@ -32,13 +32,7 @@ void check(const LocalMHAOptions& options) {
 
 void check(const at::Tensor& x, const LocalMHAInputs& inputs, std::int64_t dim) {
   check_tokens(kName, x, dim);
-  if (!inputs.mask) return;
-  TORCH_CHECK_TYPE(inputs.mask->scalar_type() == at::kBool, "weir::", kName,
-                   ": expected `mask` to be bool (true = keep), but got ",
-                   inputs.mask->scalar_type(), ".");
-  TORCH_CHECK_VALUE(inputs.mask->sizes() == x.sizes().slice(0, 2), "weir::", kName,
-                    ": expected `mask` to have shape ", x.sizes().slice(0, 2),
-                    " like the tokens of `x`, but got ", inputs.mask->sizes(), ".");
+  check_padding(kName, inputs.mask, x);
 }
 
 LocalAttentionOptions attention_options(const LocalMHAOptions& options) {

@@ -55,17 +55,14 @@ void check_options(const BlockSparseAttentionOptions& o) {
 AttentionRule rule_of(const at::Tensor& query, const BlockSparseAttentionOptions& o) {
   check_options(o);
   const std::int64_t reach = o.window ? *o.window - 1 : kUnlimited;
-  AttentionRule rule = {.block_size = o.block_size,
-                        .causal = o.causal,
-                        .behind = reach,
-                        .ahead = reach,
-                        .stride = o.stride,
-                        .prefix = o.prefix,
-                        .local = o.local};
-  // What `query` should look like is checked behind the dispatcher.
-  const std::int64_t dim = query.dim() == 0 ? 1 : query.sym_size(-1).guard_int(__FILE__, __LINE__);
-  rule.scale = o.scale.value_or(1 / std::sqrt(static_cast<double>(std::max<std::int64_t>(1, dim))));
-  return rule;
+  return {.block_size = o.block_size,
+          .causal = o.causal,
+          .behind = reach,
+          .ahead = reach,
+          .stride = o.stride,
+          .prefix = o.prefix,
+          .local = o.local,
+          .scale = attention_scale(query, o.scale)};
 }
 
 std::tuple<at::Tensor, at::Tensor> front_with_lse(

@@ -44,7 +44,7 @@ struct AttentionRule {
   std::int64_t prefix = 0;           ///< or j < prefix
   std::int64_t local = 0;            ///< or |p - j| < local, and causality
   std::int64_t offset = kUnlimited;  ///< kUnlimited: m - n, the last query stands at the last key
-  bool self_last = false;            ///< j = p has the constant logit kSelfLogit
+  bool self_last = false;  ///< j = p has the logit kSelfLogit of kernels/block_sparse_attention.h
   std::int64_t bias_behind = 0;  ///< a bias is that of keys from p - p mod bias rows - bias_behind
   double scale = 1;
   double dropout = 0;
@@ -53,9 +53,6 @@ struct AttentionRule {
   std::vector<double> numbers() const;
   static AttentionRule of(at::IntArrayRef integers, at::ArrayRef<double> numbers);
 };
-
-/// Low enough to count only when nothing else is there.
-constexpr double kSelfLogit = -5e4;
 
 /// The arguments of one call, checked and normalised.
 struct BlockSparseAttentionProblem {
@@ -79,6 +76,9 @@ void check_attention_mask(const char* op, const char* name, const at::Tensor& ma
                           const at::Tensor& query);
 void check_key_mask(const char* op, const OptionalTensor& key_mask, const at::Tensor& query,
                     const at::Tensor& key);
+
+/// `scale`, or 1 / sqrt(dim). What `query` should look like is checked behind the dispatcher.
+double attention_scale(const at::Tensor& query, std::optional<double> scale);
 
 /// Checks all arguments; the first call of every backend. Throws c10::Error.
 BlockSparseAttentionProblem block_sparse_attention_problem(

@@ -14,6 +14,7 @@
 
 #include "ops/attention_heads.h"
 #include "ops/block_sparse_attention_positions.h"
+#include "kernels/block_sparse_attention.h"
 #include "ops/block_sparse_attention.h"
 
 namespace weir::ops {
@@ -97,7 +98,7 @@ at::Tensor logits(const Dense& dense) {
   const at::Tensor drop = (dense.allowed | dense.empty).logical_not();
   at::Tensor result = at::matmul(dense.query, dense.key.transpose(-2, -1));
   if (dense.bias) result = result + *dense.bias;
-  if (dense.self) result = result.masked_fill(*dense.self, kSelfLogit);
+  if (dense.self) result = result.masked_fill(*dense.self, kernels::kSelfLogit);
   return result.masked_fill(drop, -kInfinity);
 }
 

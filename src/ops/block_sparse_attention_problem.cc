@@ -202,6 +202,11 @@ void check_attention_operands(const char* op, const at::Tensor& query, const at:
                     ".");
 }
 
+double attention_scale(const at::Tensor& query, std::optional<double> scale) {
+  const std::int64_t dim = query.dim() == 0 ? 1 : query.sym_size(-1).guard_int(__FILE__, __LINE__);
+  return scale.value_or(1 / std::sqrt(static_cast<double>(std::max<std::int64_t>(1, dim))));
+}
+
 BlockSparseAttentionProblem block_sparse_attention_problem(
     const at::Tensor& query, const at::Tensor& key, const at::Tensor& value,
     const OptionalTensor& bias, const c10::List<OptionalTensor>& tensors, at::IntArrayRef integers,

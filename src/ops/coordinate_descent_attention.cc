@@ -106,9 +106,6 @@ namespace {
 // ---- public front
 
 Rule rule_of(const at::Tensor& query, const Options& o) {
-  // What `query` should look like is checked behind the dispatcher.
-  const std::int64_t dim = query.dim() == 0 ? 1 : query.sym_size(-1).guard_int(__FILE__, __LINE__);
-  const double usual = 1 / std::sqrt(static_cast<double>(std::max<std::int64_t>(1, dim)));
   return {.causal = o.causal,
           .nulls = o.nulls,
           .n_iters = o.n_iters,
@@ -116,7 +113,7 @@ Rule rule_of(const at::Tensor& query, const Options& o) {
           .eps = o.eps,
           .eps_init = o.eps_init.value_or(o.eps),
           .eps_decay = o.eps_decay,
-          .scale = o.scale.value_or(usual),
+          .scale = attention_scale(query, o.scale),
           .solver = o.solver};
 }
 

@@ -77,14 +77,13 @@ void check_inputs(const at::Tensor& query, const LocalAttentionInputs& inputs,
 // ---- translation
 
 AttentionRule rule_of(const at::Tensor& query, const LocalAttentionOptions& o) {
-  const auto dim = static_cast<double>(query.sym_size(3).guard_int(__FILE__, __LINE__));
   return {.causal = o.causal,
           .behind = o.look_backward * o.window_size,
           .ahead = forward_buckets(o) * o.window_size,
           .bucket = o.exact_windowsize ? 1 : o.window_size,
           .self_last = o.shared_qk,
           .bias_behind = o.look_backward * o.window_size,
-          .scale = o.scale.value_or(1 / std::sqrt(dim)),
+          .scale = attention_scale(query, o.scale),
           .dropout = o.dropout};
 }
 

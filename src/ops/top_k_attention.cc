@@ -168,11 +168,9 @@ TopKAttentionProblem top_k_attention_problem(const at::Tensor& query, const at::
 at::Tensor top_k_attention(const at::Tensor& query, const at::Tensor& key, const at::Tensor& value,
                            std::int64_t k, const TopKAttentionMasks& masks,
                            const TopKAttentionOptions& options) {
-  // What `query` should look like is checked behind the dispatcher.
-  const std::int64_t dim = query.dim() == 0 ? 1 : query.sym_size(-1).guard_int(__FILE__, __LINE__);
-  const double usual = 1 / std::sqrt(static_cast<double>(std::max<std::int64_t>(1, dim)));
   return std::get<0>(forward_operator().call(query, key, value, masks.key_mask, masks.mask, k,
-                                             options.causal, options.scale.value_or(usual)));
+                                             options.causal,
+                                             attention_scale(query, options.scale)));
 }
 
 }  // namespace weir::ops

@@ -5,6 +5,7 @@
 #include <torch/torch.h>
 
 #include "support/block_sparse_attention_cases.h"
+#include "support/same_results.h"
 
 namespace weir::tests {
 namespace {
@@ -36,12 +37,7 @@ TEST(BlockSparseAttentionMeta, ShapesDtypesAndStridesOfTheCpu) {
       const Tensor upstream = random_upstream(c);
       const auto on_cpu = everything(run(c, upstream)),
                  on_meta = everything(run(shadow, *meta(upstream)));
-      for (std::size_t i = 0; i < on_cpu.size(); ++i) {
-        EXPECT_TRUE(on_meta[i].is_meta());
-        EXPECT_EQ(on_cpu[i].sizes(), on_meta[i].sizes());
-        EXPECT_EQ(on_cpu[i].scalar_type(), on_meta[i].scalar_type());
-        EXPECT_EQ(on_cpu[i].strides(), on_meta[i].strides());
-      }
+      expect_meta_like(on_cpu, on_meta);
     }
   }
 }
@@ -111,7 +107,6 @@ TEST(BlockSparseAttentionDispatcher, PublicEntriesHaveTheirSchemas) {
 }
 
 TEST(BlockSparseAttentionThreads, ResultsDoNotDependOnTheirNumber) {
-  const int before = torch::get_num_threads();
   torch::manual_seed(14);
   for (const auto dtype : {torch::kFloat, torch::kDouble, torch::kBFloat16}) {
     AttentionCase c{torch::randn({2, 4, 150, 24}).to(dtype),
@@ -120,19 +115,8 @@ TEST(BlockSparseAttentionThreads, ResultsDoNotDependOnTheirNumber) {
     c.options = {.block_size = 16, .causal = true, .prefix = 5};
     c.masks = {.layout = torch::rand({10, 11}) < 0.6, .key_mask = torch::rand({2, 170}) < 0.9};
     const Tensor upstream = random_upstream(c);
-    const auto with_threads = [&](int threads) {
-      torch::set_num_threads(threads);
-      return everything(run(c, upstream));
-    };
-    const auto one = with_threads(1);
-    for (const int threads : {2, 3}) {
-      const auto many = with_threads(threads);
-      for (std::size_t i = 0; i < one.size(); ++i) {
-        EXPECT_TRUE(torch::equal(one[i], many[i])) << threads << " threads, result " << i;
-      }
-    }
+    expect_same_with_any_threads([&] { return everything(run(c, upstream)); });
   }
-  torch::set_num_threads(before);
 }
 
 TEST(BlockSparseAttentionModes, InferenceModeAndNoGrad) {

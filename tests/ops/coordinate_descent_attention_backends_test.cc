@@ -9,6 +9,7 @@
 #include <string>
 
 #include "support/coordinate_descent_attention_cases.h"
+#include "support/same_results.h"
 #include "support/instruction_sets.h"
 
 namespace weir::tests {
@@ -31,12 +32,7 @@ TEST(CoordinateDescentAttentionMeta, ShapesDtypesAndStridesOfTheCpu) {
       const Tensor upstream = random_upstream(c);
       const auto on_cpu = with_gradients(c, upstream, attention_of),
                  on_meta = with_gradients(shadow, meta(upstream), attention_of);
-      for (std::size_t i = 0; i < on_cpu.size(); ++i) {
-        EXPECT_TRUE(on_meta[i].is_meta());
-        EXPECT_EQ(on_cpu[i].sizes(), on_meta[i].sizes());
-        EXPECT_EQ(on_cpu[i].scalar_type(), on_meta[i].scalar_type());
-        EXPECT_EQ(on_cpu[i].strides(), on_meta[i].strides());
-      }
+      expect_meta_like(on_cpu, on_meta);
     }
   }
 }
@@ -76,26 +72,14 @@ TEST(CoordinateDescentAttentionInstructionSets, AllEqualThePlainFormulation) {
 }
 
 TEST(CoordinateDescentAttentionThreads, ResultsDoNotDependOnTheirNumber) {
-  const int before = torch::get_num_threads();
   torch::manual_seed(14);
   for (const auto dtype : {torch::kFloat, torch::kDouble, torch::kBFloat16}) {
     ChoosingCase c{torch::randn({1, 4, 300, 24}).to(dtype), torch::randn({1, 2, 310, 24}).to(dtype),
                    torch::randn({1, 2, 310, 20}).to(dtype), torch::full({4, 1}, 2.5)};
     c.options = {.causal = true, .n_iters = 9, .eps_init = 4.0, .eps_decay = 0.7};
     const Tensor upstream = random_upstream(c);
-    const auto with_threads = [&](int threads) {
-      torch::set_num_threads(threads);
-      return with_gradients(c, upstream, attention_of);
-    };
-    const auto one = with_threads(1);
-    for (const int threads : {2, 3, 8}) {
-      const auto many = with_threads(threads);
-      for (std::size_t i = 0; i < one.size(); ++i) {
-        EXPECT_TRUE(torch::equal(one[i], many[i])) << threads << " threads, result " << i;
-      }
-    }
+    expect_same_with_any_threads([&] { return with_gradients(c, upstream, attention_of); });
   }
-  torch::set_num_threads(before);
 }
 
 TEST(CoordinateDescentAttentionModes, InferenceModeAndNoGrad) {

@@ -5,6 +5,7 @@
 #include <gtest/gtest.h>
 #include <torch/torch.h>
 
+#include "support/attention_operand_errors.h"
 #include "support/message_of.h"
 #include "weir/ops/coordinate_descent_attention.h"
 
@@ -19,9 +20,8 @@ using Shape = std::vector<std::int64_t>;
 
 struct Bad {
   std::string words;
-  Shape query = {2, 4, 5, 8}, key = {2, 2, 6, 8}, value = {2, 2, 6, 3}, budget = {}, mask = {2, 6};
-  torch::Dtype query_dtype = torch::kFloat, key_dtype = torch::kFloat, budget_dtype = torch::kFloat,
-               mask_dtype = torch::kBool;
+  Shape budget = {}, mask = {2, 6};
+  torch::Dtype budget_dtype = torch::kFloat, mask_dtype = torch::kBool;
   CoordinateDescentAttentionOptions options = {};
 };
 
@@ -35,8 +35,8 @@ TEST_P(CoordinateDescentAttentionErrors, SayWhatWasExpectedAndFound) {
     const auto ones = [&](const Shape& shape, torch::Dtype dtype) {
       return torch::ones(shape, torch::dtype(dtype).device(device));
     };
-    const Tensor query = ones(bad.query, bad.query_dtype), key = ones(bad.key, bad.key_dtype),
-                 value = ones(bad.value, bad.key_dtype),
+    const Tensor query = ones({2, 4, 5, 8}, torch::kFloat), key = ones({2, 2, 6, 8}, torch::kFloat),
+                 value = ones({2, 2, 6, 3}, torch::kFloat),
                  budget = ones(bad.budget, bad.budget_dtype), mask = ones(bad.mask, bad.mask_dtype);
     EXPECT_EQ(message_of([&] {
                 coordinate_descent_attention(query, key, value, budget, mask, bad.options);
@@ -48,18 +48,6 @@ TEST_P(CoordinateDescentAttentionErrors, SayWhatWasExpectedAndFound) {
 INSTANTIATE_TEST_SUITE_P(
     Arguments, CoordinateDescentAttentionErrors,
     ::testing::Values(
-        Bad{.words = "`query` to have shape (batch, heads, n, dim), but got [5, 8].",
-            .query = {5, 8}},
-        Bad{.words = "`query` to be floating point, but got Long.", .query_dtype = torch::kLong},
-        Bad{.words = "`key` to have the dtype of `query`, Float, but got Double.",
-            .key_dtype = torch::kDouble},
-        Bad{.words = "`key` to have batch 2 and dim 8 like `query`, but got [2, 2, 6, 7].",
-            .key = {2, 2, 6, 7}},
-        Bad{.words = "the heads of `key` to divide those of `query`, 4, but got 3.",
-            .key = {2, 3, 6, 8}},
-        Bad{.words = "`value` to have shape [2, 2, 6] like `key` in its first 3 dimensions, but "
-                     "got [2, 2, 7, 3].",
-            .value = {2, 2, 7, 3}},
         Bad{.words = "`budget` to be a real number per query, but got Bool.",
             .budget_dtype = torch::kBool},
         Bad{.words = "`budget` to broadcast to [2, 4, 5], the queries, but got [2, 4, 5, 6].",
@@ -78,6 +66,13 @@ INSTANTIATE_TEST_SUITE_P(
         Bad{.words = "`eps_init` to be finite and positive, but got -1.",
             .options = {.eps_init = -1}},
         Bad{.words = "`eps_decay` to lie in (0, 1], but got 1.5.", .options = {.eps_decay = 1.5}}));
+
+TEST(CoordinateDescentAttentionErrors, Operands) {
+  expect_operand_errors("coordinate_descent_attention",
+                        [](const Tensor& query, const Tensor& key, const Tensor& value) {
+                          coordinate_descent_attention(query, key, value, 2.0);
+                        });
+}
 
 TEST(CoordinateDescentAttentionErrors, BudgetGivenAsANumber) {
   const Tensor x = torch::zeros({1, 1, 2, 2});

@@ -8,6 +8,7 @@
 #include <string>
 #include <thread>
 
+#include "support/same_results.h"
 #include "support/tolerance.h"
 #include "weir/ops/coordinate_descent.h"
 
@@ -140,38 +141,25 @@ TEST(CoordinateDescentMeta, ShapesAndDtypesOfTheCpu) {
         return grads;
       };
       const auto cpu = on(torch::kCPU), meta = on(torch::kMeta);
-      for (std::size_t i = 0; i < cpu.size(); ++i) {
-        EXPECT_EQ(cpu[i].sizes(), meta[i].sizes());
-        EXPECT_EQ(cpu[i].scalar_type(), meta[i].scalar_type());
-        EXPECT_EQ(cpu[i].strides(), meta[i].strides());
-      }
+      expect_meta_like(cpu, meta);
     }
   }
 }
 
 TEST(CoordinateDescentThreads, ResultsDoNotDependOnTheirNumber) {
   torch::manual_seed(14);
-  const int before = torch::get_num_threads();
   for (const std::int64_t cols : {40, 3000}) {
     const Tensor scores = torch::randn({203, cols});
     const Tensor upstream = torch::randn({203, cols}),
                  budget = torch::full({203}, 3.5, torch::kDouble);
     for (const auto& options : {kIterative, kExact}) {
-      const auto run = [&](int threads) {
-        torch::set_num_threads(threads);
+      expect_same_with_any_threads([&] {
         return with_gradients(scores, budget, upstream, [&](const Tensor& s, const Tensor& k) {
           return coordinate_descent(s, k, std::nullopt, options);
         });
-      };
-      const auto one = run(1);
-      for (const int threads : {2, 3, 8}) {
-        const auto many = run(threads);
-        for (std::size_t i = 0; i < one.size(); ++i)
-          EXPECT_TRUE(torch::equal(one[i], many[i])) << threads << " threads";
-      }
+      });
     }
   }
-  torch::set_num_threads(before);
 }
 
 TEST(CoordinateDescentThreads, TwoThreadsAreFaster) {

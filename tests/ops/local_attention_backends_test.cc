@@ -8,6 +8,7 @@
 #include <limits>
 
 #include "support/local_attention_cases.h"
+#include "support/same_results.h"
 
 namespace weir::tests {
 namespace {
@@ -33,12 +34,7 @@ TEST(LocalAttentionMeta, ShapesDtypesAndStridesOfTheCpu) {
       const Tensor upstream = random_upstream(c);
       const auto on_cpu = everything(run(c, upstream)),
                  on_meta = everything(run(shadow, *meta(upstream)));
-      for (std::size_t i = 0; i < on_cpu.size(); ++i) {
-        EXPECT_TRUE(on_meta[i].is_meta());
-        EXPECT_EQ(on_cpu[i].sizes(), on_meta[i].sizes());
-        EXPECT_EQ(on_cpu[i].scalar_type(), on_meta[i].scalar_type());
-        EXPECT_EQ(on_cpu[i].strides(), on_meta[i].strides());
-      }
+      expect_meta_like(on_cpu, on_meta);
     }
   }
 }
@@ -220,20 +216,8 @@ TEST(LocalAttentionDispatcher, ThePublicEntryHasItsSchema) {
 
 void expect_same_with_any_threads(const LocalCase& c) {
   SCOPED_TRACE(describe(c));
-  const int before = torch::get_num_threads();
   const Tensor upstream = random_upstream(c);
-  const auto with_threads = [&](int threads) {
-    torch::set_num_threads(threads);
-    return everything(run(c, upstream));
-  };
-  const auto one = with_threads(1);
-  for (const int threads : {2, 3}) {
-    const auto many = with_threads(threads);
-    for (std::size_t i = 0; i < one.size(); ++i) {
-      EXPECT_TRUE(torch::equal(one[i], many[i])) << threads << " threads, result " << i;
-    }
-  }
-  torch::set_num_threads(before);
+  tests::expect_same_with_any_threads([&] { return everything(run(c, upstream)); });
 }
 
 TEST(LocalAttentionThreads, ResultsDoNotDependOnTheirNumber) {

@@ -6,6 +6,7 @@
 #include <cmath>
 #include <functional>
 
+#include "support/attention_operand_errors.h"
 #include "support/message_of.h"
 #include "weir/ops/local_attention.h"
 
@@ -20,8 +21,7 @@ using Shape = std::vector<std::int64_t>;
 
 struct Bad {
   std::string words;
-  Shape query = {2, 4, 40, 8}, key = {2, 2, 70, 8}, value = {2, 2, 70, 6};
-  torch::Dtype dtype = torch::kFloat, key_dtype = torch::kFloat, value_dtype = torch::kFloat;
+  Shape query = {2, 4, 40, 8}, key = {2, 2, 70, 8};
   Shape key_mask = {2, 70}, bias = {4, 8, 24}, inv_freq = {4};
   torch::Dtype key_mask_dtype = torch::kBool, bias_dtype = torch::kFloat;
   LocalAttentionOptions options = {.window_size = 8};
@@ -38,8 +38,8 @@ TEST_P(LocalAttentionErrors, SayWhatWasExpectedAndFound) {
       return torch::zeros(shape, torch::dtype(dtype).device(device));
     };
     EXPECT_EQ(message_of([&] {
-                local_attention(zeros(bad.query, bad.dtype), zeros(bad.key, bad.key_dtype),
-                                zeros(bad.value, bad.value_dtype),
+                local_attention(zeros(bad.query, torch::kFloat), zeros(bad.key, torch::kFloat),
+                                zeros({2, 2, 70, 6}, torch::kFloat),
                                 {.key_mask = zeros(bad.key_mask, bad.key_mask_dtype),
                                  .attn_bias = zeros(bad.bias, bad.bias_dtype),
                                  .inv_freq = zeros(bad.inv_freq, torch::kFloat)},
@@ -91,30 +91,12 @@ INSTANTIATE_TEST_SUITE_P(
             .bias = {4, 1, 3},
             .options = {.window_size = 1, .use_xpos = true}}));
 
-INSTANTIATE_TEST_SUITE_P(
-    Operands, LocalAttentionErrors,
-    ::testing::Values(
-        Bad{.words = "`query` to have shape (batch, heads, n, dim), but got [4, 40, 8].",
-            .query = {4, 40, 8}},
-        Bad{.words = "`key` to have shape (batch, kv_heads, m, dim), but got [8].", .key = {8}},
-        Bad{.words = "`value` to have shape (batch, kv_heads, m, value_dim), but got [2, 70, 6].",
-            .value = {2, 70, 6}},
-        Bad{.words = "`query` to be floating point, but got Long.", .dtype = torch::kLong},
-        Bad{.words = "`key` to have the dtype of `query`, Float, but got Double.",
-            .key_dtype = torch::kDouble},
-        Bad{.words = "`value` to have the dtype of `query`, Float, but got BFloat16.",
-            .value_dtype = torch::kBFloat16},
-        Bad{.words = "the last dimension of `query` to be at least 1, but got [2, 4, 40, 0].",
-            .query = {2, 4, 40, 0}},
-        Bad{.words = "`key` to have batch 2 and dim 8 like `query`, but got [1, 2, 70, 8].",
-            .key = {1, 2, 70, 8}},
-        Bad{.words = "`key` to have batch 2 and dim 8 like `query`, but got [2, 2, 70, 9].",
-            .key = {2, 2, 70, 9}},
-        Bad{.words = "the heads of `key` to divide those of `query`, 4, but got 3.",
-            .key = {2, 3, 70, 8}},
-        Bad{.words = "`value` to have shape [2, 2, 70] like `key` in its first 3 dimensions, but "
-                     "got [2, 2, 71, 6].",
-            .value = {2, 2, 71, 6}}));
+TEST(LocalAttentionErrors, Operands) {
+  expect_operand_errors("local_attention",
+                        [](const Tensor& query, const Tensor& key, const Tensor& value) {
+                          local_attention(query, key, value, {}, {.window_size = 5});
+                        });
+}
 
 INSTANTIATE_TEST_SUITE_P(
     Inputs, LocalAttentionErrors,

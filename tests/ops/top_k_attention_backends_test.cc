@@ -8,6 +8,7 @@
 
 #include "support/instruction_sets.h"
 #include "support/top_k_attention_cases.h"
+#include "support/same_results.h"
 
 namespace weir::tests {
 namespace {
@@ -31,12 +32,7 @@ TEST(TopKAttentionMeta, ShapesDtypesAndStridesOfTheCpu) {
       a.masks.key_mask = meta(a.masks.key_mask), a.masks.mask = meta(a.masks.mask);
       const Tensor upstream = random_upstream(c.attention);
       const auto on_cpu = run(c, upstream).all(), on_meta = run(shadow, *meta(upstream)).all();
-      for (std::size_t i = 0; i < on_cpu.size(); ++i) {
-        EXPECT_TRUE(on_meta[i].is_meta());
-        EXPECT_EQ(on_cpu[i].sizes(), on_meta[i].sizes());
-        EXPECT_EQ(on_cpu[i].scalar_type(), on_meta[i].scalar_type());
-        EXPECT_EQ(on_cpu[i].strides(), on_meta[i].strides()) << "result " << i;
-      }
+      expect_meta_like(on_cpu, on_meta);
     }
   }
 }
@@ -113,7 +109,6 @@ TEST(TopKAttentionInstructionSets, EqualLogitsOfUnevenKeys) {
 }
 
 TEST(TopKAttentionThreads, ResultsDoNotDependOnTheirNumber) {
-  const int before = torch::get_num_threads();
   torch::manual_seed(14);
   for (const auto dtype : {torch::kFloat, torch::kDouble, torch::kBFloat16}) {
     TopKCase c{{torch::randn({2, 4, 250, 24}).to(dtype), torch::randn({2, 2, 270, 24}).to(dtype),
@@ -122,19 +117,8 @@ TEST(TopKAttentionThreads, ResultsDoNotDependOnTheirNumber) {
     c.attention.options.causal = true;
     c.attention.masks.key_mask = torch::rand({2, 270}) < 0.9;
     const Tensor upstream = random_upstream(c.attention);
-    const auto with_threads = [&](int threads) {
-      torch::set_num_threads(threads);
-      return run(c, upstream).all();
-    };
-    const auto one = with_threads(1);
-    for (const int threads : {2, 3}) {
-      const auto many = with_threads(threads);
-      for (std::size_t i = 0; i < one.size(); ++i) {
-        EXPECT_TRUE(torch::equal(one[i], many[i])) << threads << " threads, result " << i;
-      }
-    }
+    expect_same_with_any_threads([&] { return run(c, upstream).all(); });
   }
-  torch::set_num_threads(before);
 }
 
 TEST(TopKAttentionModes, InferenceModeAndNoGrad) {

@@ -28,8 +28,6 @@ namespace weir::kernels {
 namespace HWY_NAMESPACE {
 namespace hn = hwy::HWY_NAMESPACE;
 
-constexpr double kSelfLogit = -5e4;  // natural; counts only when nothing else is there
-
 /// Row of key j in `logits` or `grads`.
 template <class T>
 HWY_INLINE T* RowOf(const KeyRun& run, std::int64_t j, T* tile) {
@@ -103,15 +101,19 @@ HWY_INLINE void MaskPairs(const BlockSparseAttentionShape& shape, const TilePlac
                           const KeyRun& run, Tile<T>& tile) {
   if (shape.mask == nullptr && shape.stride == 1) return;
   const std::uint8_t* mask = shape.mask + at.batch * shape.mask_batch + at.head * shape.mask_head;
-  for (std::int64_t r = 0; r < at.rows; ++r) {
-    for (std::int64_t j = run.begin; j < run.end; ++j) {
-      const bool kept = shape.mask == nullptr ||
-                        mask[at.query(r) * shape.mask_query + at.key(j) * shape.mask_key] != 0;
-      if (!kept || (at.position() + r - j) % shape.stride != 0) {
-        RowOf(run, j, tile.logits)[r] = kNothing<T>;
+  run.ForEachRowPart([&](const Part& part) {
+    const std::int64_t key = run.begin + static_cast<std::int64_t>(part.key);
+    const auto end = static_cast<std::int64_t>(part.row + part.rows);
+    for (std::int64_t r = static_cast<std::int64_t>(part.row); r < end; ++r) {
+      for (std::int64_t j = key; j < key + static_cast<std::int64_t>(part.keys); ++j) {
+        const bool kept = shape.mask == nullptr ||
+                          mask[at.query(r) * shape.mask_query + at.key(j) * shape.mask_key] != 0;
+        if (!kept || (at.position() + r - j) % shape.stride != 0) {
+          RowOf(run, j, tile.logits)[r] = kNothing<T>;
+        }
       }
     }
-  }
+  });
 }
 
 /// Calls f(j, r, count, index): rows [r, r + count) at key j have the bias at index, index + 1, ...
