@@ -36,6 +36,7 @@ def coordinate_descent_attention(
     value,
     budget,
     key_mask=None,
+    mask=None,
     causal=False,
     nulls=0,
     n_iters=20,
@@ -57,6 +58,7 @@ def coordinate_descent_attention(
         budget (float | torch.Tensor): About how many keys a query attends to, any real > 0; a number, or a tensor that
             broadcasts to (batch, heads, n).
         key_mask (torch.Tensor | None): Bool (batch, m), true = keep.
+        mask (torch.Tensor | None): Bool, broadcasts to (batch, heads, n, m), true = keep.
         causal (bool): Only keys up to the query's position; the last query stands at the last key.
         nulls (int): The first keys that every query sees, whatever causal says; positions count after them.
         n_iters (int): Iterations of the iterative solver, at least 1.
@@ -78,6 +80,7 @@ def coordinate_descent_attention(
         value,
         budget,
         key_mask=key_mask,
+        mask=mask,
         causal=causal,
         nulls=nulls,
         n_iters=n_iters,

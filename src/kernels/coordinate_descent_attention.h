@@ -29,7 +29,9 @@ struct CoordinateDescentAttentionShape {
   const double* eps = nullptr;             // iterative: [n_iters + 1]; exact: [1]
   std::int64_t n_iters = 0;                // 0: the exact solver
   const std::uint8_t* key_mask = nullptr;  // [batch, keys], 1 = keep
-  std::int64_t block_rows = 64;            // queries per block
+  const std::uint8_t* mask = nullptr;      // 1 = keep
+  std::int64_t mask_batch = 0, mask_head = 0, mask_query = 0, mask_key = 0;  // its strides
+  std::int64_t block_rows = 64;                                              // queries per block
   // Few heads leave threads idle in the backward: their blocks are dealt to parts, which sum up the
   // gradients of all keys apart.
   std::int64_t key_parts = 1;

@@ -77,6 +77,10 @@ void check_attention_mask(const char* op, const char* name, const at::Tensor& ma
 void check_key_mask(const char* op, const OptionalTensor& key_mask, const at::Tensor& query,
                     const at::Tensor& key);
 
+/// `mask`, if there is one: bool, broadcasts to (batch, heads, n, m).
+void check_pair_mask(const char* op, const OptionalTensor& mask, const at::Tensor& query,
+                     const at::Tensor& key);
+
 /// `scale`, or 1 / sqrt(dim). What `query` should look like is checked behind the dispatcher.
 double attention_scale(const at::Tensor& query, std::optional<double> scale);
 

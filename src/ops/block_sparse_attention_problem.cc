@@ -100,12 +100,7 @@ void check_tensors(const Problem& problem, const at::Tensor& query, const at::Te
   check_packing(problem, query);
   if (tensors.layout) check_layout(problem, *tensors.layout, query);
   check_key_mask(kOp, tensors.key_mask, query, key);
-  if (!tensors.mask) return;
-  check_attention_mask(kOp, "mask", *tensors.mask, query);
-  const Sizes target = {problem.batch, problem.heads, problem.queries, problem.keys};
-  TORCH_CHECK_VALUE(broadcasts_to(tensors.mask->sym_sizes(), target), kExpected,
-                    "`mask` to broadcast to ", c10::SymIntArrayRef(target), ", but got ",
-                    tensors.mask->sym_sizes(), ".");
+  check_pair_mask(kOp, tensors.mask, query, key);
 }
 
 /// Distances no larger than tells anything apart, so that no backend overflows.
@@ -180,6 +175,16 @@ void check_key_mask(const char* op, const OptionalTensor& key_mask, const at::Te
   TORCH_CHECK_VALUE(key_mask->sym_sizes() == c10::SymIntArrayRef(expected), "weir::", op,
                     ": expected `key_mask` to have shape ", c10::SymIntArrayRef(expected),
                     ", but got ", key_mask->sym_sizes(), ".");
+}
+
+void check_pair_mask(const char* op, const OptionalTensor& mask, const at::Tensor& query,
+                     const at::Tensor& key) {
+  if (!mask) return;
+  check_attention_mask(op, "mask", *mask, query);
+  const Sizes target = {query.sym_size(0), query.sym_size(1), query.sym_size(2), key.sym_size(2)};
+  TORCH_CHECK_VALUE(broadcasts_to(mask->sym_sizes(), target), "weir::", op,
+                    ": expected `mask` to broadcast to ", c10::SymIntArrayRef(target), ", but got ",
+                    mask->sym_sizes(), ".");
 }
 
 void check_attention_operands(const char* op, const at::Tensor& query, const at::Tensor& key,

@@ -68,11 +68,13 @@ Rule Rule::of(at::IntArrayRef i, at::ArrayRef<double> x, std::string_view solver
 
 Problem coordinate_descent_attention_problem(const at::Tensor& query, const at::Tensor& key,
                                              const at::Tensor& value, const at::Tensor& budget,
-                                             const std::optional<at::Tensor>& key_mask,
-                                             at::IntArrayRef integers, at::ArrayRef<double> numbers,
+                                             const OptionalTensor& key_mask,
+                                             const OptionalTensor& mask, at::IntArrayRef integers,
+                                             at::ArrayRef<double> numbers,
                                              std::string_view solver) {
   check_attention_operands(kOp, query, key, value);
   check_key_mask(kOp, key_mask, query, key);
+  check_pair_mask(kOp, mask, query, key);
   Problem problem = {.batch = query.sym_size(0),
                      .heads = query.sym_size(1),
                      .kv_heads = key.sym_size(1),
@@ -118,45 +120,43 @@ Rule rule_of(const at::Tensor& query, const Options& o) {
 }
 
 at::Tensor front(const at::Tensor& query, const at::Tensor& key, const at::Tensor& value,
-                 const at::Tensor& budget, const std::optional<at::Tensor>& key_mask, bool causal,
-                 std::int64_t nulls, std::int64_t n_iters, double eps,
-                 std::optional<double> eps_init, double eps_decay, std::string_view solver,
-                 bool normalize, std::optional<double> scale) {
+                 const at::Tensor& budget, const OptionalTensor& key_mask,
+                 const OptionalTensor& mask, bool causal, std::int64_t nulls, std::int64_t n_iters,
+                 double eps, std::optional<double> eps_init, double eps_decay,
+                 std::string_view solver, bool normalize, std::optional<double> scale) {
   return coordinate_descent_attention(
-      query, key, value, budget, key_mask,
+      query, key, value, budget, {key_mask, mask},
       {causal, nulls, n_iters, eps, eps_init, eps_decay, std::string(solver), normalize, scale});
 }
 
 at::Tensor front_number(const at::Tensor& query, const at::Tensor& key, const at::Tensor& value,
-                        double budget, const std::optional<at::Tensor>& key_mask, bool causal,
-                        std::int64_t nulls, std::int64_t n_iters, double eps,
+                        double budget, const OptionalTensor& key_mask, const OptionalTensor& mask,
+                        bool causal, std::int64_t nulls, std::int64_t n_iters, double eps,
                         std::optional<double> eps_init, double eps_decay, std::string_view solver,
                         bool normalize, std::optional<double> scale) {
-  return front(query, key, value, checked_budget(kOp, budget, query), key_mask, causal, nulls,
+  return front(query, key, value, checked_budget(kOp, budget, query), key_mask, mask, causal, nulls,
                n_iters, eps, eps_init, eps_decay, solver, normalize, scale);
 }
 
 // ---- Meta
 
-std::tuple<at::Tensor, at::Tensor> forward_meta(const at::Tensor& query, const at::Tensor& key,
-                                                const at::Tensor& value, const at::Tensor& budget,
-                                                const std::optional<at::Tensor>& key_mask,
-                                                at::IntArrayRef integers,
-                                                at::ArrayRef<double> numbers,
-                                                std::string_view solver) {
+std::tuple<at::Tensor, at::Tensor> forward_meta(
+    const at::Tensor& query, const at::Tensor& key, const at::Tensor& value,
+    const at::Tensor& budget, const OptionalTensor& key_mask, const OptionalTensor& mask,
+    at::IntArrayRef integers, at::ArrayRef<double> numbers, std::string_view solver) {
   const Problem problem = coordinate_descent_attention_problem(query, key, value, budget, key_mask,
-                                                               integers, numbers, solver);
+                                                               mask, integers, numbers, solver);
   return {at::empty_symint(problem.output_shape(), query.options()),
           at::empty_symint(problem.trace_shape(), query.options().dtype(at::kDouble))};
 }
 
 std::tuple<at::Tensor, at::Tensor, at::Tensor, at::Tensor> backward_meta(
     const at::Tensor& /*grad*/, const at::Tensor& query, const at::Tensor& key,
-    const at::Tensor& value, const at::Tensor& budget, const std::optional<at::Tensor>& key_mask,
-    const at::Tensor& /*trace*/, at::IntArrayRef integers, at::ArrayRef<double> numbers,
-    std::string_view solver) {
+    const at::Tensor& value, const at::Tensor& budget, const OptionalTensor& key_mask,
+    const OptionalTensor& mask, const at::Tensor& /*trace*/, at::IntArrayRef integers,
+    at::ArrayRef<double> numbers, std::string_view solver) {
   const Problem problem = coordinate_descent_attention_problem(query, key, value, budget, key_mask,
-                                                               integers, numbers, solver);
+                                                               mask, integers, numbers, solver);
   const auto like = [](const at::Tensor& x) {
     return at::empty_symint(x.sym_sizes(), x.options());
   };
@@ -170,13 +170,15 @@ class CoordinateDescentAttention : public torch::autograd::Function<CoordinateDe
  public:
   static variable_list forward(torch::autograd::AutogradContext* ctx, const at::Tensor& query,
                                const at::Tensor& key, const at::Tensor& value,
-                               const at::Tensor& budget, const std::optional<at::Tensor>& key_mask,
+                               const at::Tensor& budget, const OptionalTensor& key_mask,
+                               const OptionalTensor& mask,
                                const std::vector<std::int64_t>& integers,
                                const std::vector<double>& numbers, std::string solver) {
     at::AutoDispatchBelowADInplaceOrView below_autograd;
-    auto [output, trace] =
-        forward_operator().call(query, key, value, budget, key_mask, integers, numbers, solver);
-    ctx->save_for_backward({query, key, value, budget, key_mask.value_or(at::Tensor()), trace});
+    auto [output, trace] = forward_operator().call(query, key, value, budget, key_mask, mask,
+                                                   integers, numbers, solver);
+    ctx->save_for_backward({query, key, value, budget, trace, key_mask.value_or(at::Tensor()),
+                            mask.value_or(at::Tensor())});
     ctx->mark_non_differentiable({trace});
     ctx->saved_data["integers"] = integers;
     ctx->saved_data["numbers"] = numbers;
@@ -188,18 +190,20 @@ class CoordinateDescentAttention : public torch::autograd::Function<CoordinateDe
     const auto saved = ctx->get_saved_variables();
     variable_list result(kInputs);
     if (!grads[0].defined()) return result;
-    const std::optional<at::Tensor> key_mask =
-        saved[4].defined() ? std::optional(saved[4]) : std::nullopt;
+    const auto given = [](const at::Tensor& x) {
+      return x.defined() ? std::optional(x) : std::nullopt;
+    };
+    const AttentionMasks masks = {given(saved[5]), given(saved[6])};
     const auto integers = ctx->saved_data.at("integers").toIntVector();
     const auto numbers = ctx->saved_data.at("numbers").toDoubleVector();
     const std::string solver = ctx->saved_data.at("solver").toStringRef();
     if (at::GradMode::is_enabled()) {  // a second derivative is wanted: differentiate the composite
-      differentiate_composite(grads[0], saved, key_mask, integers, numbers, solver, result);
+      differentiate_composite(grads[0], saved, masks, integers, numbers, solver, result);
       return result;
     }
     std::tie(result[0], result[1], result[2], result[3]) =
-        backward_operator().call(grads[0], saved[0], saved[1], saved[2], saved[3], key_mask,
-                                 saved[5], integers, numbers, solver);
+        backward_operator().call(grads[0], saved[0], saved[1], saved[2], saved[3], masks.key_mask,
+                                 masks.mask, saved[4], integers, numbers, solver);
     const at::Tensor& budget = saved[3];
     result[3] = budget.requires_grad()
                     ? at::sum_to(result[3], budget.sym_sizes()).to(budget.scalar_type())
@@ -208,19 +212,20 @@ class CoordinateDescentAttention : public torch::autograd::Function<CoordinateDe
   }
 
  private:
-  static constexpr std::size_t kInputs = 8, kDifferentiable = 4;
+  static constexpr std::size_t kInputs = 9, kDifferentiable = 4;
 
   static void differentiate_composite(const at::Tensor& grad, const variable_list& saved,
-                                      const std::optional<at::Tensor>& key_mask,
-                                      at::IntArrayRef integers, at::ArrayRef<double> numbers,
-                                      const std::string& solver, variable_list& result) {
+                                      const AttentionMasks& masks, at::IntArrayRef integers,
+                                      at::ArrayRef<double> numbers, const std::string& solver,
+                                      variable_list& result) {
     variable_list operands, inputs;
     for (std::size_t i = 0; i < kDifferentiable; ++i) {
       operands.push_back(saved[i].view_as(saved[i]));  // apart, even where one tensor is several
       if (saved[i].requires_grad()) inputs.push_back(operands[i]);
     }
     const at::Tensor output = std::get<0>(coordinate_descent_attention_composite_forward(
-        operands[0], operands[1], operands[2], operands[3], key_mask, integers, numbers, solver));
+        operands[0], operands[1], operands[2], operands[3], masks.key_mask, masks.mask, integers,
+        numbers, solver));
     const auto inner = torch::autograd::grad({output}, inputs, {grad}, std::nullopt,
                                              /*create_graph=*/true, /*allow_unused=*/true);
     std::size_t next = 0;
@@ -232,10 +237,11 @@ class CoordinateDescentAttention : public torch::autograd::Function<CoordinateDe
 
 std::tuple<at::Tensor, at::Tensor> forward_autograd(
     const at::Tensor& query, const at::Tensor& key, const at::Tensor& value,
-    const at::Tensor& budget, const std::optional<at::Tensor>& key_mask, at::IntArrayRef integers,
-    at::ArrayRef<double> numbers, std::string_view solver) {
-  auto outputs = CoordinateDescentAttention::apply(
-      query, key, value, budget, key_mask, integers.vec(), numbers.vec(), std::string(solver));
+    const at::Tensor& budget, const OptionalTensor& key_mask, const OptionalTensor& mask,
+    at::IntArrayRef integers, at::ArrayRef<double> numbers, std::string_view solver) {
+  auto outputs =
+      CoordinateDescentAttention::apply(query, key, value, budget, key_mask, mask, integers.vec(),
+                                        numbers.vec(), std::string(solver));
   return {outputs[0], outputs[1]};
 }
 
@@ -253,28 +259,27 @@ TORCH_LIBRARY_IMPL(weir, Autograd, m) { m.impl("_coordinate_descent_attention", 
 
 at::Tensor coordinate_descent_attention(const at::Tensor& query, const at::Tensor& key,
                                         const at::Tensor& value, const at::Tensor& budget,
-                                        const std::optional<at::Tensor>& key_mask,
-                                        const Options& options) {
+                                        const AttentionMasks& masks, const Options& options) {
   const Rule rule = rule_of(query, options);
-  return std::get<0>(forward_operator().call(query, key, value, budget, key_mask, rule.integers(),
-                                             rule.numbers(), rule.solver));
+  return std::get<0>(forward_operator().call(query, key, value, budget, masks.key_mask, masks.mask,
+                                             rule.integers(), rule.numbers(), rule.solver));
 }
 
 at::Tensor coordinate_descent_attention(const at::Tensor& query, const at::Tensor& key,
                                         const at::Tensor& value, double budget,
-                                        const std::optional<at::Tensor>& key_mask,
-                                        const Options& options) {
-  return coordinate_descent_attention(query, key, value, checked_budget(kOp, budget, query),
-                                      key_mask, options);
+                                        const AttentionMasks& masks, const Options& options) {
+  return coordinate_descent_attention(query, key, value, checked_budget(kOp, budget, query), masks,
+                                      options);
 }
 
 at::Tensor coordinate_descent_attention_composite(const at::Tensor& query, const at::Tensor& key,
                                                   const at::Tensor& value, const at::Tensor& budget,
-                                                  const std::optional<at::Tensor>& key_mask,
+                                                  const AttentionMasks& masks,
                                                   const Options& options) {
   const Rule rule = rule_of(query, options);
   return std::get<0>(coordinate_descent_attention_composite_forward(
-      query, key, value, budget, key_mask, rule.integers(), rule.numbers(), rule.solver));
+      query, key, value, budget, masks.key_mask, masks.mask, rule.integers(), rule.numbers(),
+      rule.solver));
 }
 
 }  // namespace weir::ops

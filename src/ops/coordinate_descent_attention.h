@@ -14,6 +14,7 @@
 #include <tuple>
 #include <vector>
 
+#include "ops/block_sparse_attention.h"
 #include "ops/coordinate_descent.h"
 
 namespace weir::ops {
@@ -55,20 +56,21 @@ struct CoordinateDescentAttentionProblem {
 /// Checks all arguments; the first call of every backend. Throws c10::Error.
 CoordinateDescentAttentionProblem coordinate_descent_attention_problem(
     const at::Tensor& query, const at::Tensor& key, const at::Tensor& value,
-    const at::Tensor& budget, const std::optional<at::Tensor>& key_mask, at::IntArrayRef integers,
-    at::ArrayRef<double> numbers, std::string_view solver);
+    const at::Tensor& budget, const OptionalTensor& key_mask, const OptionalTensor& mask,
+    at::IntArrayRef integers, at::ArrayRef<double> numbers, std::string_view solver);
 
 /// Output and trace from ATen operators, differentiable any number of times.
 std::tuple<at::Tensor, at::Tensor> coordinate_descent_attention_composite_forward(
     const at::Tensor& query, const at::Tensor& key, const at::Tensor& value,
-    const at::Tensor& budget, const std::optional<at::Tensor>& key_mask, at::IntArrayRef integers,
-    at::ArrayRef<double> numbers, std::string_view solver);
+    const at::Tensor& budget, const OptionalTensor& key_mask, const OptionalTensor& mask,
+    at::IntArrayRef integers, at::ArrayRef<double> numbers, std::string_view solver);
 
 /// Gradients of query, key, value and, per query in float64, of budget, from ATen operators.
 std::tuple<at::Tensor, at::Tensor, at::Tensor, at::Tensor>
 coordinate_descent_attention_composite_backward(
     const at::Tensor& grad, const at::Tensor& query, const at::Tensor& key, const at::Tensor& value,
-    const at::Tensor& budget, const std::optional<at::Tensor>& key_mask, const at::Tensor& trace,
-    at::IntArrayRef integers, at::ArrayRef<double> numbers, std::string_view solver);
+    const at::Tensor& budget, const OptionalTensor& key_mask, const OptionalTensor& mask,
+    const at::Tensor& trace, at::IntArrayRef integers, at::ArrayRef<double> numbers,
+    std::string_view solver);
 
 }  // namespace weir::ops

@@ -22,16 +22,16 @@ using Problem = CoordinateDescentAttentionProblem;
 
 /// The operands in the dtype of the computation, finite, with the key heads repeated.
 struct Dense {
-  at::Tensor visible;  // bool (batch or 1, 1, n, m)
+  at::Tensor visible;  // bool, broadcasts to logits
   at::Tensor query;    // (batch, heads, n, dim), times scale
   at::Tensor key;      // (batch, heads, m, dim)
   at::Tensor value;    // (batch, heads, m, value_dim)
   at::Tensor logits;   // (batch, heads, n, m); NaN for the queries that see NaN
 };
 
-/// bool (batch or 1, 1, n, m): the keys that a query sees.
+/// bool, broadcasts to (batch, heads, n, m): the keys that a query sees.
 at::Tensor visible_keys(const Problem& problem, const at::Tensor& query,
-                        const std::optional<at::Tensor>& key_mask) {
+                        const OptionalTensor& key_mask, const OptionalTensor& mask) {
   const std::int64_t n = problem.queries.guard_int(__FILE__, __LINE__),
                      m = problem.keys.guard_int(__FILE__, __LINE__);
   const auto options = query.options().dtype(at::kLong);
@@ -41,11 +41,12 @@ at::Tensor visible_keys(const Problem& problem, const at::Tensor& query,
     const at::Tensor last = at::arange(m - n, m, options).unsqueeze(-1);  // (n, 1)
     visible = visible & ((keys <= last) | (keys < problem.rule.nulls));
   }
-  return key_mask ? visible & key_mask->unsqueeze(1).unsqueeze(1) : visible;
+  if (key_mask) visible = visible & key_mask->unsqueeze(1).unsqueeze(1);
+  return mask ? visible & *mask : visible;
 }
 
 Dense prepare(const Problem& problem, const at::Tensor& query, const at::Tensor& key,
-              const at::Tensor& value, const std::optional<at::Tensor>& key_mask) {
+              const at::Tensor& value, const OptionalTensor& key_mask, const OptionalTensor& mask) {
   const auto bad = [](const at::Tensor& x) { return at::isfinite(x).logical_not(); };
   const at::Tensor bad_query = bad(query), bad_key = bad(key), bad_value = bad(value);
   const at::Tensor bad_keys =
@@ -54,7 +55,7 @@ Dense prepare(const Problem& problem, const at::Tensor& query, const at::Tensor&
     return x.to(problem.compute).masked_fill(away, 0);
   };
   Dense dense;
-  dense.visible = visible_keys(problem, query, key_mask);
+  dense.visible = visible_keys(problem, query, key_mask, mask);
   const at::Tensor poisoned =  // (batch, heads, n, 1)
       (dense.visible & repeat_heads(problem.heads, bad_keys)).any(-1, /*keepdim=*/true) |
       bad_query.any(-1, /*keepdim=*/true);
@@ -89,11 +90,11 @@ TORCH_LIBRARY_IMPL(weir, CompositeExplicitAutograd, m) {
 
 std::tuple<at::Tensor, at::Tensor> coordinate_descent_attention_composite_forward(
     const at::Tensor& query, const at::Tensor& key, const at::Tensor& value,
-    const at::Tensor& budget, const std::optional<at::Tensor>& key_mask, at::IntArrayRef integers,
-    at::ArrayRef<double> numbers, std::string_view solver) {
+    const at::Tensor& budget, const OptionalTensor& key_mask, const OptionalTensor& mask,
+    at::IntArrayRef integers, at::ArrayRef<double> numbers, std::string_view solver) {
   const Problem problem = coordinate_descent_attention_problem(query, key, value, budget, key_mask,
-                                                               integers, numbers, solver);
-  const Dense dense = prepare(problem, query, key, value, key_mask);
+                                                               mask, integers, numbers, solver);
+  const Dense dense = prepare(problem, query, key, value, key_mask, mask);
   auto [weights, trace] = weights_of(problem, dense, budget);
   if (problem.rule.normalize) weights = weights * inverse_total(weights);
   return {at::matmul(weights, dense.value).to(query.scalar_type()), trace};
@@ -102,12 +103,13 @@ std::tuple<at::Tensor, at::Tensor> coordinate_descent_attention_composite_forwar
 std::tuple<at::Tensor, at::Tensor, at::Tensor, at::Tensor>
 coordinate_descent_attention_composite_backward(
     const at::Tensor& grad, const at::Tensor& query, const at::Tensor& key, const at::Tensor& value,
-    const at::Tensor& budget, const std::optional<at::Tensor>& key_mask, const at::Tensor& trace,
-    at::IntArrayRef integers, at::ArrayRef<double> numbers, std::string_view solver) {
+    const at::Tensor& budget, const OptionalTensor& key_mask, const OptionalTensor& mask,
+    const at::Tensor& trace, at::IntArrayRef integers, at::ArrayRef<double> numbers,
+    std::string_view solver) {
   const Problem problem = coordinate_descent_attention_problem(query, key, value, budget, key_mask,
-                                                               integers, numbers, solver);
+                                                               mask, integers, numbers, solver);
   const auto& rule = problem.rule;
-  const Dense dense = prepare(problem, query, key, value, key_mask);
+  const Dense dense = prepare(problem, query, key, value, key_mask, mask);
   if (dense.logits.sym_numel() == 0) {
     const auto zeros = [](const at::Tensor& x) {
       return at::zeros_symint(x.sym_sizes(), x.options());

@@ -26,6 +26,7 @@ struct Operands {
   at::Tensor query, key, value;
   at::Tensor budget;    // double, one value or one per query
   at::Tensor key_mask;  // undefined, or contiguous
+  at::Tensor mask;      // undefined, or expanded
   Shape shape;
 };
 
@@ -62,22 +63,33 @@ Shape shape_of(const Problem& problem, const at::Tensor& query, const at::Tensor
 }
 
 Operands prepare(Problem problem, const at::Tensor& query, const at::Tensor& key,
-                 const at::Tensor& value, const at::Tensor& budget,
-                 const std::optional<at::Tensor>& key_mask) {
+                 const at::Tensor& value, const at::Tensor& budget, const OptionalTensor& key_mask,
+                 const OptionalTensor& mask) {
   Operands in = {.problem = std::move(problem),
                  .query = with_contiguous_features(query),
                  .key = with_contiguous_features(key),
                  .value = with_contiguous_features(value),
                  .budget = {},
                  .key_mask = {},
+                 .mask = {},
                  .shape = {}};
   const at::Tensor wide = budget.to(at::kDouble);
   in.budget =
       wide.numel() == 1 ? wide.contiguous() : wide.expand(query.sizes().slice(0, 3)).contiguous();
   in.shape = shape_of(in.problem, query, key, value);
+  const auto bytes = [](const at::Tensor& x) {
+    return reinterpret_cast<const std::uint8_t*>(x.const_data_ptr<bool>());
+  };
   if (key_mask) {
     in.key_mask = key_mask->contiguous();
-    in.shape.key_mask = reinterpret_cast<const std::uint8_t*>(in.key_mask.const_data_ptr<bool>());
+    in.shape.key_mask = bytes(in.key_mask);
+  }
+  if (mask) {
+    auto& shape = in.shape;
+    in.mask = mask->expand({shape.batch, shape.heads, shape.queries, shape.keys});
+    shape.mask = bytes(in.mask);
+    shape.mask_batch = in.mask.stride(0), shape.mask_head = in.mask.stride(1);
+    shape.mask_query = in.mask.stride(2), shape.mask_key = in.mask.stride(3);
   }
   return in;
 }
@@ -107,13 +119,14 @@ std::int64_t block_cost(const Shape& shape) {
 
 std::tuple<at::Tensor, at::Tensor> forward_cpu(const at::Tensor& query, const at::Tensor& key,
                                                const at::Tensor& value, const at::Tensor& budget,
-                                               const std::optional<at::Tensor>& key_mask,
-                                               at::IntArrayRef integers,
+                                               const OptionalTensor& key_mask,
+                                               const OptionalTensor& mask, at::IntArrayRef integers,
                                                at::ArrayRef<double> numbers,
                                                std::string_view solver) {
-  const Operands in = prepare(coordinate_descent_attention_problem(
-                                  query, key, value, budget, key_mask, integers, numbers, solver),
-                              query, key, value, budget, key_mask);
+  const Operands in =
+      prepare(coordinate_descent_attention_problem(query, key, value, budget, key_mask, mask,
+                                                   integers, numbers, solver),
+              query, key, value, budget, key_mask, mask);
   at::Tensor output = at::empty_symint(in.problem.output_shape(), query.options());
   at::Tensor trace = at::empty_symint(in.problem.trace_shape(), query.options().dtype(at::kDouble));
   AT_DISPATCH_FLOATING_TYPES_AND2(
@@ -149,11 +162,13 @@ at::Tensor sum_of_parts(const at::Tensor& parts, const at::Tensor& x) {
 
 std::tuple<at::Tensor, at::Tensor, at::Tensor, at::Tensor> backward_cpu(
     const at::Tensor& grad, const at::Tensor& query, const at::Tensor& key, const at::Tensor& value,
-    const at::Tensor& budget, const std::optional<at::Tensor>& key_mask, const at::Tensor& trace,
-    at::IntArrayRef integers, at::ArrayRef<double> numbers, std::string_view solver) {
-  const Operands in = prepare(coordinate_descent_attention_problem(
-                                  query, key, value, budget, key_mask, integers, numbers, solver),
-                              query, key, value, budget, key_mask);
+    const at::Tensor& budget, const OptionalTensor& key_mask, const OptionalTensor& mask,
+    const at::Tensor& trace, at::IntArrayRef integers, at::ArrayRef<double> numbers,
+    std::string_view solver) {
+  const Operands in =
+      prepare(coordinate_descent_attention_problem(query, key, value, budget, key_mask, mask,
+                                                   integers, numbers, solver),
+              query, key, value, budget, key_mask, mask);
   const at::Tensor upstream = grad.contiguous(), saved = trace.contiguous();
   at::Tensor grad_query = at::empty(query.sizes(), query.options());
   at::Tensor grad_budget =

@@ -40,24 +40,28 @@ TORCH_LIBRARY(weir, m) {
       "Tensor lse)");
   m.def(
       "coordinate_descent_attention(Tensor query, Tensor key, Tensor value, Tensor budget, *, "
-      "Tensor? key_mask=None, bool causal=False, int nulls=0, int n_iters=20, float eps=0.1, "
+      "Tensor? key_mask=None, Tensor? mask=None, bool causal=False, int nulls=0, int n_iters=20, "
+      "float eps=0.1, "
       "float? "
       "eps_init=None, float eps_decay=1.0, str solver=\"iterative\", bool normalize=False, float? "
       "scale=None) -> Tensor");
   m.def(
       "coordinate_descent_attention.number(Tensor query, Tensor key, Tensor value, float budget, "
-      "*, Tensor? key_mask=None, bool causal=False, int nulls=0, int n_iters=20, float eps=0.1, "
+      "*, Tensor? key_mask=None, Tensor? mask=None, bool causal=False, int nulls=0, int "
+      "n_iters=20, float eps=0.1, "
       "float? "
       "eps_init=None, float eps_decay=1.0, str solver=\"iterative\", bool normalize=False, float? "
       "scale=None) -> Tensor");
   // The lists and the solver: CoordinateDescentAttentionRule.
   m.def(
       "_coordinate_descent_attention(Tensor query, Tensor key, Tensor value, Tensor budget, "
-      "Tensor? key_mask, int[] integers, float[] numbers, str solver) -> (Tensor output, Tensor "
+      "Tensor? key_mask, Tensor? mask, int[] integers, float[] numbers, str solver) -> (Tensor "
+      "output, Tensor "
       "trace)");
   m.def(
       "_coordinate_descent_attention_backward(Tensor grad, Tensor query, Tensor key, Tensor value, "
-      "Tensor budget, Tensor? key_mask, Tensor trace, int[] integers, float[] numbers, str solver) "
+      "Tensor budget, Tensor? key_mask, Tensor? mask, Tensor trace, int[] integers, float[] "
+      "numbers, str solver) "
       "-> (Tensor grad_query, Tensor grad_key, Tensor grad_value, Tensor grad_budget)");
   // Serves local_attention too. The lists: AttentionTensors and AttentionRule.
   m.def(

@@ -149,14 +149,7 @@ TopKAttentionProblem top_k_attention_problem(const at::Tensor& query, const at::
   TORCH_CHECK_VALUE(keys <= std::numeric_limits<std::int32_t>::max(), kExpected,
                     "`key` to have less than 2^31 positions, but got ", keys, ".");
   check_key_mask(kOp, key_mask, query, key);
-  if (mask) {
-    check_attention_mask(kOp, "mask", *mask, query);
-    const std::vector<c10::SymInt> target = {query.sym_size(0), query.sym_size(1),
-                                             query.sym_size(2), keys};
-    TORCH_CHECK_VALUE(broadcasts_to(mask->sym_sizes(), target), kExpected,
-                      "`mask` to broadcast to ", c10::SymIntArrayRef(target), ", but got ",
-                      mask->sym_sizes(), ".");
-  }
+  check_pair_mask(kOp, mask, query, key);
   AttentionTensors tensors;
   tensors.key_mask = key_mask, tensors.mask = mask;
   const AttentionRule rule = {.causal = causal, .scale = scale};
@@ -166,7 +159,7 @@ TopKAttentionProblem top_k_attention_problem(const at::Tensor& query, const at::
 }
 
 at::Tensor top_k_attention(const at::Tensor& query, const at::Tensor& key, const at::Tensor& value,
-                           std::int64_t k, const TopKAttentionMasks& masks,
+                           std::int64_t k, const AttentionMasks& masks,
                            const TopKAttentionOptions& options) {
   return std::get<0>(forward_operator().call(query, key, value, masks.key_mask, masks.mask, k,
                                              options.causal,

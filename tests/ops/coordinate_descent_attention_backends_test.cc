@@ -27,8 +27,10 @@ TEST(CoordinateDescentAttentionMeta, ShapesDtypesAndStridesOfTheCpu) {
       SCOPED_TRACE(describe(c));
       const auto meta = [](const Tensor& x) { return x.to(torch::kMeta); };
       ChoosingCase shadow{meta(c.query),  meta(c.key), meta(c.value),
-                          meta(c.budget), c.key_mask,  c.options};
-      if (c.key_mask) shadow.key_mask = meta(*c.key_mask);
+                          meta(c.budget), c.masks,     c.options};
+      for (auto* x : {&shadow.masks.key_mask, &shadow.masks.mask}) {
+        if (*x) *x = meta(**x);
+      }
       const Tensor upstream = random_upstream(c);
       const auto on_cpu = with_gradients(c, upstream, attention_of),
                  on_meta = with_gradients(shadow, meta(upstream), attention_of);

@@ -20,7 +20,7 @@ using Shape = std::vector<std::int64_t>;
 
 struct Bad {
   std::string words;
-  Shape budget = {}, mask = {2, 6};
+  Shape budget = {}, key_mask = {2, 6}, mask = {5, 6};
   torch::Dtype budget_dtype = torch::kFloat, mask_dtype = torch::kBool;
   CoordinateDescentAttentionOptions options = {};
 };
@@ -37,11 +37,13 @@ TEST_P(CoordinateDescentAttentionErrors, SayWhatWasExpectedAndFound) {
     };
     const Tensor query = ones({2, 4, 5, 8}, torch::kFloat), key = ones({2, 2, 6, 8}, torch::kFloat),
                  value = ones({2, 2, 6, 3}, torch::kFloat),
-                 budget = ones(bad.budget, bad.budget_dtype), mask = ones(bad.mask, bad.mask_dtype);
-    EXPECT_EQ(message_of([&] {
-                coordinate_descent_attention(query, key, value, budget, mask, bad.options);
-              }),
-              "weir::coordinate_descent_attention: expected " + bad.words);
+                 budget = ones(bad.budget, bad.budget_dtype),
+                 key_mask = ones(bad.key_mask, bad.mask_dtype), mask = ones(bad.mask, torch::kBool);
+    EXPECT_EQ(
+        message_of([&] {
+          coordinate_descent_attention(query, key, value, budget, {key_mask, mask}, bad.options);
+        }),
+        "weir::coordinate_descent_attention: expected " + bad.words);
   }
 }
 
@@ -56,7 +58,8 @@ INSTANTIATE_TEST_SUITE_P(
             .budget = {6}},
         Bad{.words = "`key_mask` to be bool (true = keep), but got Float.",
             .mask_dtype = torch::kFloat},
-        Bad{.words = "`key_mask` to have shape [2, 6], but got [6].", .mask = {6}},
+        Bad{.words = "`key_mask` to have shape [2, 6], but got [6].", .key_mask = {6}},
+        Bad{.words = "`mask` to broadcast to [2, 4, 5, 6], but got [3, 5, 6].", .mask = {3, 5, 6}},
         Bad{.words = "`nulls` to be at least 0, but got -1.", .options = {.nulls = -1}},
         Bad{.words = "`scale` to be finite, but got nan.", .options = {.scale = NAN}},
         Bad{.words = "`solver` to be \"iterative\" or \"exact\", but got \"newton\".",

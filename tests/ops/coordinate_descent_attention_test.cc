@@ -108,7 +108,9 @@ TEST(CoordinateDescentAttention, WhatIsNotSeenNeverReachesAResult) {
       for (const bool normalize : {false, true}) {
         ChoosingCase c{torch::randn({2, 4, 70, 16}).to(dtype),
                        torch::randn({2, 2, 90, 16}).to(dtype),
-                       torch::randn({2, 2, 90, 16}).to(dtype), torch::full({}, 2.7, kDouble), mask};
+                       torch::randn({2, 2, 90, 16}).to(dtype),
+                       torch::full({}, 2.7, kDouble),
+                       {mask}};
         c.options = {.causal = true, .eps = 0.5, .solver = solver, .normalize = normalize};
         const Tensor upstream = random_upstream(c);
         const ChoosingResult clean = with_gradients(c, upstream, attention_of);
@@ -120,6 +122,30 @@ TEST(CoordinateDescentAttention, WhatIsNotSeenNeverReachesAResult) {
         for (std::size_t i = 0; i < 4; ++i) {
           EXPECT_EQ(got[i].select(0, 1).abs().max().item<double>(), 0) << i;
         }
+      }
+    }
+  }
+}
+
+TEST(CoordinateDescentAttention, WhatAMaskHidesFromAQueryNeverReachesIt) {
+  torch::manual_seed(7);
+  for (const std::int64_t m : {90, 600}) {  // a row per lane, and row by row
+    for (const bool normalize : {false, true}) {
+      const Tensor mask = torch::rand({70, m}) < 0.6;
+      mask.select(1, 5).fill_(false).slice(0, 35).fill_(true);  // key 5: seen by the second half
+      ChoosingCase c{torch::randn({1, 2, 70, 16}),
+                     torch::randn({1, 2, m, 16}),
+                     torch::randn({1, 2, m, 16}),
+                     torch::full({}, 2.7),
+                     {.mask = mask}};
+      c.options = {.eps = 0.5, .normalize = normalize};
+      const Tensor upstream = random_upstream(c);
+      const ChoosingResult clean = with_gradients(c, upstream, attention_of);
+      c.key.select(2, 5).fill_(NAN), c.value.select(2, 5).fill_(NAN);
+      const ChoosingResult got = with_gradients(c, upstream, attention_of);
+      for (const std::size_t i : {0, 1}) {  // output and query gradient
+        EXPECT_TRUE(torch::equal(got[i].slice(2, 0, 35), clean[i].slice(2, 0, 35))) << m;
+        EXPECT_TRUE(got[i].slice(2, 35).isnan().all().item<bool>()) << m;
       }
     }
   }

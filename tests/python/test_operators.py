@@ -52,13 +52,14 @@ def attention_samples(dtype=torch.float32, n=7, m=9):
 
 
 def choosing_samples(dtype=torch.float32, n=7, m=9):
-    """(query, key, value, budget), key_mask, options of coordinate_descent_attention."""
+    """(query, key, value, budget), masks, options of coordinate_descent_attention."""
     for options in ({}, dict(causal=True, nulls=2), dict(causal=True, solver="exact"), dict(normalize=True, eps_init=4.0, eps_decay=0.7)):
         for masked, per_query in itertools.product((False, True), (False, True)):
             query, key, value = torch.randn(2, 4, n, 5), torch.randn(2, 2, m, 5), torch.randn(2, 2, m, 3)
             budget = torch.rand(4, n) + 1.05 if per_query else torch.tensor(2.45)
             tensors = [x.to(dtype).requires_grad_() for x in (query, key, value, budget)]
-            yield tensors, torch.rand(2, m) < 0.8 if masked else None, dict(n_iters=4, eps=1.0) | options
+            masks = dict(key_mask=torch.rand(2, m) < 0.8, mask=torch.rand(4, n, m) < 0.8) if masked else {}
+            yield tensors, masks, dict(n_iters=4, eps=1.0) | options
 
 
 def local_samples(dtype=torch.float32, n=9, dim=4):
@@ -124,28 +125,28 @@ class BlockSparseAttention(unittest.TestCase):
 
 class CoordinateDescentAttention(unittest.TestCase):
     def test_opcheck(self):
-        for tensors, key_mask, options in choosing_samples():
-            with self.subTest(masked=key_mask is not None, **options):
+        for tensors, masks, options in choosing_samples():
+            with self.subTest(masked=bool(masks), **options):
                 o = dict(causal=False, nulls=0, normalize=False, eps_init=1.0, eps_decay=1.0, solver="iterative") | options
                 integers = [int(o["causal"]), o["nulls"], o["n_iters"], int(o["normalize"])]
-                private = (*tensors, key_mask, integers, [o["eps"], o["eps_init"], o["eps_decay"], 0.5], o["solver"])
+                private = (*tensors, masks.get("key_mask"), masks.get("mask"), integers, [o["eps"], o["eps_init"], o["eps_decay"], 0.5], o["solver"])
                 torch.library.opcheck(weir._coordinate_descent_attention.default, private)
-                torch.library.opcheck(weir.coordinate_descent_attention.default, tensors, dict(key_mask=key_mask, **options))
-                torch.library.opcheck(weir.coordinate_descent_attention.number, (*tensors[:3], 2.5), dict(key_mask=key_mask, **options))
+                torch.library.opcheck(weir.coordinate_descent_attention.default, tensors, masks | options)
+                torch.library.opcheck(weir.coordinate_descent_attention.number, (*tensors[:3], 2.5), masks | options)
 
     def test_derivatives(self):
         torch.manual_seed(0)
-        for tensors, key_mask, options in choosing_samples(torch.float64, n=3, m=5):
-            run = lambda q, k, v, b: weir.coordinate_descent_attention(q, k, v, b, key_mask=key_mask, **options)
-            with self.subTest(masked=key_mask is not None, **options):
+        for tensors, masks, options in choosing_samples(torch.float64, n=3, m=5):
+            run = lambda q, k, v, b: weir.coordinate_descent_attention(q, k, v, b, **masks, **options)
+            with self.subTest(masked=bool(masks), **options):
                 self.assertTrue(torch.autograd.gradcheck(run, tensors))
                 self.assertTrue(torch.autograd.gradgradcheck(run, tensors))
 
     def test_function(self):
-        (q, k, v, budget), key_mask, options = list(choosing_samples())[-1]
-        got = package.ops.coordinate_descent_attention(q, k, v, budget, key_mask, True, 1, 4, 0.5, 4.0, 0.7, "exact", True, 0.3)
+        (q, k, v, budget), masks, options = list(choosing_samples())[-1]
+        got = package.ops.coordinate_descent_attention(q, k, v, budget, masks["key_mask"], masks["mask"], True, 1, 4, 0.5, 4.0, 0.7, "exact", True, 0.3)
         keywords = dict(causal=True, nulls=1, n_iters=4, eps=0.5, eps_init=4.0, eps_decay=0.7, solver="exact", normalize=True, scale=0.3)
-        self.assertTrue(torch.equal(got, weir.coordinate_descent_attention(q, k, v, budget, key_mask=key_mask, **keywords)))
+        self.assertTrue(torch.equal(got, weir.coordinate_descent_attention(q, k, v, budget, **masks, **keywords)))
 
 
 class LocalAttention(unittest.TestCase):

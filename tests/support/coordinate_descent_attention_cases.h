@@ -24,7 +24,7 @@ namespace weir::tests {
 
 struct ChoosingCase {
   torch::Tensor query, key, value, budget;
-  std::optional<torch::Tensor> key_mask = std::nullopt;
+  ops::AttentionMasks masks = {};
   ops::CoordinateDescentAttentionOptions options = {};
 };
 
@@ -36,15 +36,15 @@ inline std::string describe(const ChoosingCase& c) {
   const auto& o = c.options;
   text << c.query.scalar_type() << " query" << c.query.sizes() << " key" << c.key.sizes()
        << " value" << c.value.sizes() << " budget" << c.budget.sizes()
-       << " key_mask=" << c.key_mask.has_value() << " causal=" << o.causal << " nulls=" << o.nulls
-       << " n_iters=" << o.n_iters << " eps=" << o.eps << " eps_init=" << o.eps_init.value_or(0)
-       << " eps_decay=" << o.eps_decay << ' ' << o.solver << " normalize=" << o.normalize
-       << " scale=" << o.scale.value_or(0);
+       << " key_mask=" << c.masks.key_mask.has_value() << " mask=" << c.masks.mask.has_value()
+       << " causal=" << o.causal << " nulls=" << o.nulls << " n_iters=" << o.n_iters
+       << " eps=" << o.eps << " eps_init=" << o.eps_init.value_or(0) << " eps_decay=" << o.eps_decay
+       << ' ' << o.solver << " normalize=" << o.normalize << " scale=" << o.scale.value_or(0);
   return text.str();
 }
 
-/// bool (batch, 1, n, m), pair by pair. The first `nulls` keys have no position; the last query
-/// stands at the last key.
+/// bool, broadcasts to (batch, heads, n, m), pair by pair. The first `nulls` keys have no position;
+/// the last query stands at the last key.
 inline torch::Tensor visible_pairs(const ChoosingCase& c) {
   const std::int64_t n = c.query.size(2), m = c.key.size(2), nulls = c.options.nulls;
   torch::Tensor visible = torch::ones({c.query.size(0), 1, n, m}, torch::kBool);
@@ -54,7 +54,9 @@ inline torch::Tensor visible_pairs(const ChoosingCase& c) {
       if (key_position > query_position) visible.select(3, j).select(2, i).fill_(false);
     }
   }
-  return c.key_mask ? visible & c.key_mask->view({c.key_mask->size(0), 1, 1, m}) : visible;
+  const auto& masks = c.masks;
+  if (masks.key_mask) visible = visible & masks.key_mask->view({c.query.size(0), 1, 1, m});
+  return masks.mask ? visible & *masks.mask : visible;
 }
 
 inline torch::Tensor plain_attention(const ChoosingCase& c) {
@@ -88,7 +90,7 @@ ChoosingResult with_gradients(const ChoosingCase& c, const torch::Tensor& upstre
     leaves.push_back(x.detach().requires_grad_(true));
   }
   const torch::Tensor output =
-      call(ChoosingCase{leaves[0], leaves[1], leaves[2], leaves[3], c.key_mask, c.options});
+      call(ChoosingCase{leaves[0], leaves[1], leaves[2], leaves[3], c.masks, c.options});
   ChoosingResult result = {output.detach()};
   for (const torch::Tensor& x :
        torch::autograd::grad({output}, leaves, {upstream.to(output.scalar_type())})) {
@@ -98,8 +100,7 @@ ChoosingResult with_gradients(const ChoosingCase& c, const torch::Tensor& upstre
 }
 
 inline torch::Tensor attention_of(const ChoosingCase& c) {
-  return ops::coordinate_descent_attention(c.query, c.key, c.value, c.budget, c.key_mask,
-                                           c.options);
+  return ops::coordinate_descent_attention(c.query, c.key, c.value, c.budget, c.masks, c.options);
 }
 
 /// The composite's private pair, through a dispatch key that has no kernel of its own.
@@ -108,12 +109,12 @@ inline ChoosingResult composite_pair(const ChoosingCase& c, const torch::Tensor&
   using Optional = std::optional<Tensor>;
   using Integers = torch::IntArrayRef;
   using Numbers = torch::ArrayRef<double>;
-  using Forward =
-      std::tuple<Tensor, Tensor>(const Tensor&, const Tensor&, const Tensor&, const Tensor&,
-                                 const Optional&, Integers, Numbers, std::string_view);
+  using Forward = std::tuple<Tensor, Tensor>(const Tensor&, const Tensor&, const Tensor&,
+                                             const Tensor&, const Optional&, const Optional&,
+                                             Integers, Numbers, std::string_view);
   using Backward = std::tuple<Tensor, Tensor, Tensor, Tensor>(
       const Tensor&, const Tensor&, const Tensor&, const Tensor&, const Tensor&, const Optional&,
-      const Tensor&, Integers, Numbers, std::string_view);
+      const Optional&, const Tensor&, Integers, Numbers, std::string_view);
   auto& dispatcher = c10::Dispatcher::singleton();
   const auto forward =
       dispatcher.findSchemaOrThrow("weir::_coordinate_descent_attention", "").typed<Forward>();
@@ -126,11 +127,12 @@ inline ChoosingResult composite_pair(const ChoosingCase& c, const torch::Tensor&
   const std::vector<double> numbers = {
       o.eps, o.eps_init.value_or(o.eps), o.eps_decay,
       o.scale.value_or(1 / std::sqrt(static_cast<double>(c.query.size(3))))};
-  const auto [output, trace] = forward.redispatch(no_kernel, c.query, c.key, c.value, c.budget,
-                                                  c.key_mask, integers, numbers, o.solver);
-  const auto [query, key, value, budget] =
-      backward.redispatch(no_kernel, upstream.to(output.scalar_type()), c.query, c.key, c.value,
-                          c.budget, c.key_mask, trace, integers, numbers, o.solver);
+  const auto [output, trace] =
+      forward.redispatch(no_kernel, c.query, c.key, c.value, c.budget, c.masks.key_mask,
+                         c.masks.mask, integers, numbers, o.solver);
+  const auto [query, key, value, budget] = backward.redispatch(
+      no_kernel, upstream.to(output.scalar_type()), c.query, c.key, c.value, c.budget,
+      c.masks.key_mask, c.masks.mask, trace, integers, numbers, o.solver);
   return {output, query, key, value,
           at::sum_to(budget, c.budget.sizes()).to(c.budget.scalar_type())};
 }
@@ -189,7 +191,7 @@ inline ChoosingCase random_choosing_case(unsigned seed, torch::Dtype dtype) {
   };
   const std::int64_t batch = size({1, 2}), kv_heads = size({1, 2}),
                      heads = kv_heads * size({1, 1, 3}), n = size({1, 5, 16, 33, 70}),
-                     m = random() % 2 == 0 ? n : size({1, 7, 16, 31, 64, 97, 130}),
+                     m = random() % 2 == 0 ? n : size({1, 7, 16, 31, 64, 97, 130, 530}),
                      dim = size({1, 6, 8, 10, 64}), value_dim = size({1, 5, 16, 64, 65});
   const auto operand = [&](std::int64_t h, std::int64_t length, std::int64_t features) {
     const std::int64_t layout = size({0, 1, 2});  // transposed, expanded, every second feature
@@ -207,8 +209,13 @@ inline ChoosingCase random_choosing_case(unsigned seed, torch::Dtype dtype) {
   c.budget =
       (torch::rand(shapes[random() % shapes.size()], torch::kDouble) + of({0.05, 1.05, 6.05}));
   if (random() % 3 == 0) {
-    c.key_mask = torch::rand({batch, m}) < 0.7;
-    if (random() % 4 == 0) c.key_mask->select(0, 0).fill_(false);
+    c.masks.key_mask = torch::rand({batch, m}) < 0.7;
+    if (random() % 4 == 0) c.masks.key_mask->select(0, 0).fill_(false);
+  }
+  if (random() % 3 == 0) {
+    const std::vector<std::vector<std::int64_t>> pairs = {
+        {n, m}, {batch, 1, n, m}, {heads, 1, m}, {batch, heads, n, m}};
+    c.masks.mask = torch::rand(pairs[random() % pairs.size()]) < 0.7;
   }
   c.options = {.causal = random() % 2 == 0,
                .nulls = size({0, 0, 1, 3, 100}),

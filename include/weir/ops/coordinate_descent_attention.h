@@ -15,6 +15,7 @@
 #include <string>
 
 #include "weir/export.h"
+#include "weir/ops/attention_masks.h"
 
 namespace weir::ops {
 
@@ -55,7 +56,7 @@ struct CoordinateDescentAttentionOptions {
 ///
 /// `budget`, about how many keys a query attends to, is any real > 0: one number, or a tensor that
 /// broadcasts to (batch, heads, n); the gradient reaches it. With `causal` query i sees keys up to
-/// i + m - n. `key_mask` (batch, m) is bool, true = keep. A query that sees no key gives 0.
+/// i + m - n, and the masks leave out more. A query that sees no key gives 0.
 ///
 /// Nothing of size n x m is stored: beside its result the forward keeps n_iters numbers per query
 /// (one for `exact`), and the backward computes the weights again. Keys and values that a query
@@ -66,18 +67,17 @@ struct CoordinateDescentAttentionOptions {
 /// arXiv:2211.01267.
 WEIR_API at::Tensor coordinate_descent_attention(
     const at::Tensor& query, const at::Tensor& key, const at::Tensor& value,
-    const at::Tensor& budget, const std::optional<at::Tensor>& key_mask = std::nullopt,
+    const at::Tensor& budget, const AttentionMasks& masks = {},
     const CoordinateDescentAttentionOptions& options = {});
 WEIR_API at::Tensor coordinate_descent_attention(
     const at::Tensor& query, const at::Tensor& key, const at::Tensor& value, double budget,
-    const std::optional<at::Tensor>& key_mask = std::nullopt,
-    const CoordinateDescentAttentionOptions& options = {});
+    const AttentionMasks& masks = {}, const CoordinateDescentAttentionOptions& options = {});
 
 /// The same answer from ATen operators, dense, differentiable any number of times: what runs on a
 /// device that has no kernel, the tests' oracle in float64 and the benchmarks' baseline.
 WEIR_API at::Tensor coordinate_descent_attention_composite(
     const at::Tensor& query, const at::Tensor& key, const at::Tensor& value,
-    const at::Tensor& budget, const std::optional<at::Tensor>& key_mask = std::nullopt,
+    const at::Tensor& budget, const AttentionMasks& masks = {},
     const CoordinateDescentAttentionOptions& options = {});
 
 }  // namespace weir::ops

@@ -15,6 +15,7 @@
 #include <optional>
 
 #include "weir/export.h"
+#include "weir/ops/attention_masks.h"
 
 namespace weir::ops {
 
@@ -31,12 +32,6 @@ struct TopKAttentionOptions {
   }
 };
 
-/// bool, true = keep.
-struct TopKAttentionMasks {
-  std::optional<at::Tensor> key_mask = std::nullopt;  ///< (batch, m)
-  std::optional<at::Tensor> mask = std::nullopt;      ///< broadcasts to (batch, heads, n, m)
-};
-
 /// `query` (batch, heads, n, dim), `key` (batch, kv_heads, m, dim), `value` (batch, kv_heads, m,
 /// value_dim), kv_heads dividing heads -> (batch, heads, n, value_dim) of their dtype. Head h reads
 /// key head h / (heads / kv_heads). `k` is at least 1. Computed in float32, in float64 for float64.
@@ -47,7 +42,7 @@ struct TopKAttentionMasks {
 /// Gupta et al. 2021, "Memory-efficient Transformers via Top-k Attention", arXiv:2106.06899.
 WEIR_API at::Tensor top_k_attention(const at::Tensor& query, const at::Tensor& key,
                                     const at::Tensor& value, std::int64_t k,
-                                    const TopKAttentionMasks& masks = {},
+                                    const AttentionMasks& masks = {},
                                     const TopKAttentionOptions& options = {});
 
 }  // namespace weir::ops

@@ -10,14 +10,6 @@
 #include "kernels/cpu/flush_denormals.h"
 #include "kernels/scratch.h"
 
-#ifndef WEIR_COORDINATE_DESCENT_ONCE
-#define WEIR_COORDINATE_DESCENT_ONCE
-namespace weir::kernels {
-// 16 transposed rows of 512 are 32 KB. Beyond, a row's own work hides its horizontal sums and logs.
-constexpr std::int64_t kLongestLaneRow = 512;
-}  // namespace weir::kernels
-#endif
-
 #undef HWY_TARGET_INCLUDE
 #define HWY_TARGET_INCLUDE "kernels/cpu/coordinate_descent.cc"
 #include <hwy/foreach_target.h>
@@ -136,7 +128,7 @@ HWY_INLINE void Forward(const CoordinateDescentForward<Value>& args, std::int64_
   const auto& in = args.in;
   const std::size_t cols = static_cast<std::size_t>(in.cols);
   Scratch scratch(workspace);
-  if (in.n_iters > 0 && in.cols <= kLongestLaneRow) {
+  if (SuitsLanes(in.n_iters, in.cols)) {
     const std::size_t lanes = hn::Lanes(hn::ScalableTag<T>());
     LaneRows<T> rows;
     rows.x = scratch.take<T>(Padded(cols) * kMostLanes);
@@ -161,7 +153,7 @@ HWY_INLINE void Backward(const CoordinateDescentBackward<Value>& args, std::int6
   const auto& in = args.in;
   const std::size_t cols = static_cast<std::size_t>(in.cols);
   Scratch scratch(workspace);
-  if (in.n_iters > 0 && in.cols <= kLongestLaneRow) {
+  if (SuitsLanes(in.n_iters, in.cols)) {
     const std::size_t lanes = hn::Lanes(hn::ScalableTag<T>());
     LaneRows<T> rows;
     rows.x = scratch.take<T>(Padded(cols) * kMostLanes);
@@ -211,7 +203,8 @@ std::size_t coordinate_descent_workspace_bytes(std::int64_t cols, std::int64_t n
   const std::size_t iterations = static_cast<std::size_t>(n_iters) + 1;
   // Three rows or, for short rows, two transposed groups and a row; the trace and the terms of a
   // group, or the terms of a row.
-  const std::size_t rows = cols <= kLongestLaneRow ? 2 * kMostLanes * row + row : 3 * row;
+  const bool in_lanes = HWY_STATIC_DISPATCH(SuitsLanes)(n_iters, cols);
+  const std::size_t rows = in_lanes ? 2 * kMostLanes * row + row : 3 * row;
   return rows + Scratch::bytes<double>(iterations * kMostLanes * 4);
 }
 

@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 // coordinate_descent_attention on the CPU, once per instruction set. A block of queries computes
-// all its logits into scratch, solves them row by row, and multiplies the weights with the values.
+// all its logits into scratch, solves them row by row, short ones a group at a time, and multiplies
+// the weights with the values.
 // The backward computes the logits again and takes the weights from the trace.
 #include "kernels/coordinate_descent_attention.h"
 
@@ -38,7 +39,81 @@ HWY_INLINE T FactorOf(const CoordinateDescentAttentionShape& shape, const T* wei
   return total == 0 ? T(0) : static_cast<T>(1 / total);
 }
 
+/// A row that ends without being solved.
+template <class T>
+HWY_INLINE bool IsIdle(const RowStatistics<T>& row, const RowSolver& solver) {
+  return row.valid == 0 || IsPoisoned(row, solver.budget);
+}
+
+/// f(row, count) for groups of rows, as many as there are lanes.
+template <class T, class F>
+HWY_INLINE void ForEachGroup(const CoordinateDescentAttentionShape& shape, const BlockPlace& at,
+                             BlockScratch<T>& block, const F& f) {
+  const auto lanes = static_cast<std::int64_t>(hn::Lanes(hn::ScalableTag<T>()));
+  for (std::int64_t r = 0; r < at.rows; r += lanes) {
+    const std::int64_t count = std::min(lanes, at.rows - r);
+    block.group.rows.cols = static_cast<std::size_t>(SeenBy(shape, at, r + count - 1));
+    for (std::int64_t lane = count; lane < lanes; ++lane) {
+      EnterIdleLane(static_cast<std::size_t>(lane), block.group);
+    }
+    f(r, count);
+  }
+}
+
 // ---- forward
+
+template <class Value, class T>
+HWY_INLINE void SolveRowByRow(const CoordinateDescentAttentionForward<Value>& args,
+                              const BlockPlace& at, BlockScratch<T>& block) {
+  for (std::int64_t r = 0; r < at.rows; ++r) {
+    T* x = block.row(r);
+    const std::int64_t index = IndexOf(args.in.shape, at, r);
+    const RowStatistics<T> row = HideKeys(args.in.shape, at, r, x);
+    const RowSolver solver = SolverOf(args.in, index);
+    SolveRow(row, solver, x, block.solver, args.trace + index * solver.trace_size());
+    block.factors[r] = FactorOf(args.in.shape, x, Padded(row.span));
+  }
+}
+
+/// The same for rows that suit lanes.
+template <class Value, class T>
+HWY_INLINE void SolveInLanes(const CoordinateDescentAttentionForward<Value>& args,
+                             const BlockPlace& at, BlockScratch<T>& block) {
+  const auto& shape = args.in.shape;
+  const std::size_t lanes = hn::Lanes(hn::ScalableTag<T>());
+  LaneGroup<T>& group = block.group;
+  ForEachGroup(shape, at, block, [&](std::int64_t first, std::int64_t count) HWY_ATTR {
+    bool idle[kMostLanes] = {};
+    for (std::int64_t i = 0; i < count; ++i) {
+      const std::int64_t index = IndexOf(shape, at, first + i);
+      const auto lane = static_cast<std::size_t>(i);
+      T* x = block.row(first + i);
+      const RowStatistics<T> row = HideKeys(shape, at, first + i, x);
+      const RowSolver solver = SolverOf(args.in, index);
+      idle[lane] = IsIdle(row, solver);
+      if (idle[lane]) {
+        SolveRow(row, solver, x, block.solver, args.trace + index * shape.n_iters);
+        EnterIdleLane(lane, group);
+      } else {
+        EnterLane(row, solver, lane, x, group);
+      }
+    }
+    SolveLanes(shape.eps, shape.n_iters, group);
+    for (std::int64_t i = 0; i < count; ++i) {
+      const auto lane = static_cast<std::size_t>(i);
+      T* x = block.row(first + i);
+      if (!idle[lane]) {
+        LeaveLane(group.rows.x, lane, group.rows.cols, x);
+        double* trace = args.trace + IndexOf(shape, at, first + i) * shape.n_iters;
+        for (std::int64_t t = 0; t < shape.n_iters; ++t) {
+          trace[t] = group.trace[static_cast<std::size_t>(t) * lanes + lane];
+        }
+      }
+      const auto span = static_cast<std::size_t>(SeenBy(shape, at, first + i));
+      block.factors[first + i] = FactorOf(shape, x, Padded(span));
+    }
+  });
+}
 
 template <class Value, class T>
 HWY_INLINE void ForwardBlock(const CoordinateDescentAttentionForward<Value>& args,
@@ -51,13 +126,10 @@ HWY_INLINE void ForwardBlock(const CoordinateDescentAttentionForward<Value>& arg
     MultiplyChunk(chunk, LoadKeys(args.in, at, chunk, block.keys), shape.dim, block.query_rows,
                   block, block.logits);
   });
-  for (std::int64_t r = 0; r < at.rows; ++r) {
-    T* x = block.logits + static_cast<std::size_t>(r) * row;
-    const std::int64_t index = IndexOf(shape, at, r);
-    const RowStatistics<T> statistics = HideKeys(shape, at, r, x);
-    const RowSolver solver = SolverOf(args.in, index);
-    SolveRow(statistics, solver, x, block.solver, args.trace + index * solver.trace_size());
-    block.factors[r] = FactorOf(shape, x, Padded(statistics.span));
+  if (SuitsLanes(shape.n_iters, shape.keys)) {
+    SolveInLanes(args, at, block);
+  } else {
+    SolveRowByRow(args, at, block);
   }
   std::fill_n(block.sums, static_cast<std::size_t>(at.rows) * columns, T(0));
   ForEachChunk(shape, at, [&](const Chunk& chunk) HWY_ATTR {
@@ -130,27 +202,87 @@ HWY_INLINE void LoadUpstream(const CoordinateDescentAttentionBackward<Value, T>&
                  AllFinite(block.upstream_rows, rows, columns, columns);
 }
 
-/// Row r: logits to the weights that met the values, grads (of these) to grads of the logits.
-template <class Value, class T>
-HWY_INLINE void BackwardRow(const CoordinateDescentAttentionBackward<Value, T>& args,
-                            const BlockPlace& at, std::int64_t r, BlockScratch<T>& block) {
-  const auto& shape = args.in.shape;
-  T* x = block.logits + static_cast<std::size_t>(r) * block.logit_row;
-  T* g = block.grads + static_cast<std::size_t>(r) * block.logit_row;
-  const std::int64_t index = IndexOf(shape, at, r);
-  const RowSolver solver = SolverOf(args.in, index);
-  const double* trace = args.trace + index * solver.trace_size();
-  const RowStatistics<T> row = HideKeys(shape, at, r, x);
+/// The weights of row x to block.weights, and g to the gradient of the weights as they were before
+/// the division by their sum. Returns what the weights were multiplied with.
+template <class T>
+HWY_INLINE T WeightsAgain(const CoordinateDescentAttentionShape& shape, const BlockPlace& at,
+                          std::int64_t r, const RowStatistics<T>& row, const RowSolver& solver,
+                          const double* trace, const T* x, T* g, BlockScratch<T>& block) {
   const std::size_t padded = Padded(row.span);
   std::fill(g + row.span, g + padded, T(0));
+  MaskRow(shape, at, r, row.span, T(0), g);
   WeightsOfRow(row, solver, trace, x, block.weights);
   const T factor = FactorOf(shape, block.weights, padded);
   if (shape.normalize) {
     const auto mean = static_cast<T>(Dot(block.weights, g, padded) * static_cast<double>(factor));
     CenterRow(mean, factor, padded, g);
   }
-  args.grad_budget[index] = GradientOfRow(row, solver, trace, x, g, block.solver, block.terms);
-  ScaleRow(block.weights, padded, factor, x);
+  return factor;
+}
+
+/// Rows of logits to the weights that met the values, of grads (of these) to grads of the logits.
+template <class Value, class T>
+HWY_INLINE void DifferentiateRowByRow(const CoordinateDescentAttentionBackward<Value, T>& args,
+                                      const BlockPlace& at, BlockScratch<T>& block) {
+  const auto& shape = args.in.shape;
+  for (std::int64_t r = 0; r < at.rows; ++r) {
+    T *x = block.row(r), *g = block.grad_row(r);
+    const std::int64_t index = IndexOf(shape, at, r);
+    const RowSolver solver = SolverOf(args.in, index);
+    const double* trace = args.trace + index * solver.trace_size();
+    const RowStatistics<T> row = HideKeys(shape, at, r, x);
+    const T factor = WeightsAgain(shape, at, r, row, solver, trace, x, g, block);
+    args.grad_budget[index] = GradientOfRow(row, solver, trace, x, g, block.solver, block.terms);
+    ScaleRow(block.weights, Padded(row.span), factor, x);
+  }
+}
+
+/// The same for rows that suit lanes.
+template <class Value, class T>
+HWY_INLINE void DifferentiateInLanes(const CoordinateDescentAttentionBackward<Value, T>& args,
+                                     const BlockPlace& at, BlockScratch<T>& block) {
+  const auto& shape = args.in.shape;
+  const std::size_t lanes = hn::Lanes(hn::ScalableTag<T>());
+  LaneGroup<T>& group = block.group;
+  ForEachGroup(shape, at, block, [&](std::int64_t first, std::int64_t count) HWY_ATTR {
+    const std::size_t padded = Padded(group.rows.cols);
+    bool idle[kMostLanes] = {};
+    std::fill_n(group.trace, static_cast<std::size_t>(shape.n_iters) * lanes, 0.0);
+    std::fill_n(group.grads, padded * lanes, T(0));
+    for (std::int64_t i = 0; i < count; ++i) {
+      const std::int64_t r = first + i, index = IndexOf(shape, at, r);
+      const auto lane = static_cast<std::size_t>(i);
+      T *x = block.row(r), *g = block.grad_row(r);
+      const RowSolver solver = SolverOf(args.in, index);
+      const double* trace = args.trace + index * shape.n_iters;
+      const RowStatistics<T> row = HideKeys(shape, at, r, x);
+      const T factor = WeightsAgain(shape, at, r, row, solver, trace, x, g, block);
+      idle[lane] = IsIdle(row, solver);
+      if (idle[lane]) {
+        args.grad_budget[index] =
+            GradientOfRow(row, solver, trace, x, g, block.solver, block.terms);
+        EnterIdleLane(lane, group);
+      } else {
+        EnterLane(row, solver, lane, x, group);
+        std::fill(g + row.span, g + padded, T(0));
+        PutPieces(g, lane, group.rows.cols, group.grads);
+        for (std::int64_t t = 0; t < shape.n_iters; ++t) {
+          group.trace[static_cast<std::size_t>(t) * lanes + lane] = trace[t];
+        }
+      }
+      ScaleRow(block.weights, Padded(row.span), factor, x);
+    }
+    HWY_ALIGN double grad_budget[kMostLanes];
+    DifferentiateLanes(shape.eps, shape.n_iters, group, grad_budget);
+    for (std::int64_t i = 0; i < count; ++i) {
+      const auto lane = static_cast<std::size_t>(i);
+      if (idle[lane]) continue;
+      const std::int64_t index = IndexOf(shape, at, first + i);
+      LeaveLane(group.grads, lane, group.rows.cols, block.grad_row(first + i));
+      args.grad_budget[index] =
+          SolverOf(args.in, index).budget_is_clamped() ? 0 : grad_budget[lane];
+    }
+  });
 }
 
 /// Adds to the gradients of the keys and values that a block sees, and writes that of its queries.
@@ -170,7 +302,11 @@ HWY_INLINE void BackwardBlock(const CoordinateDescentAttentionBackward<Value, T>
     MultiplyChunk(chunk, LoadKeyValues(args.in, at, chunk, block.values), shape.value_dim,
                   block.upstream_rows, block, block.grads);
   });
-  for (std::int64_t r = 0; r < at.rows; ++r) BackwardRow(args, at, r, block);
+  if (SuitsLanes(shape.n_iters, shape.keys)) {
+    DifferentiateInLanes(args, at, block);
+  } else {
+    DifferentiateRowByRow(args, at, block);
+  }
   std::fill_n(block.query_sums, static_cast<std::size_t>(at.rows) * dim, T(0));
   ForEachChunk(shape, at, [&](const Chunk& chunk) HWY_ATTR {
     const std::size_t entry = chunk.row * row + chunk.key;
@@ -257,9 +393,13 @@ std::size_t coordinate_descent_attention_workspace_bytes(
   const std::size_t width = Padded(static_cast<std::size_t>(shape.dim)) +
                             Padded(static_cast<std::size_t>(shape.value_dim));
   const std::size_t terms = 8 * static_cast<std::size_t>(shape.n_iters);
-  // As TakeBlock: rows of logits, two rows for the solvers, operands, a chunk and its transpose.
+  // As TakeBlock: rows of logits, two rows for the solvers, operands, a chunk and its transpose;
+  // for short rows two transposed groups, a row, a trace and its terms.
+  const bool in_lanes = HWY_STATIC_DISPATCH(SuitsLanes)(shape.n_iters, shape.keys);
+  const std::size_t group =
+      in_lanes ? (2 * keys + 4 * static_cast<std::size_t>(shape.n_iters)) * kMostLanes + keys : 0;
   return Scratch::bytes<double>(((backward ? 2 : 1) * rows + 2) * keys +
-                                2 * (rows + kBlock) * width + rows + terms + 4096);
+                                2 * (rows + kBlock) * width + rows + terms + group + 4096);
 }
 
 #define WEIR_DISPATCH(Name, Value, T)                                                             \

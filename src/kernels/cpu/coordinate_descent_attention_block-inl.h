@@ -19,6 +19,7 @@
 
 #include "kernels/coordinate_descent_attention.h"
 #include "kernels/cpu/attention_rows-inl.h"
+#include "kernels/cpu/coordinate_descent_attention_lanes-inl.h"
 #include "kernels/cpu/coordinate_descent_rows-inl.h"
 #include "kernels/cpu/row-inl.h"
 
@@ -32,6 +33,7 @@ struct BlockPlace {
   std::int64_t batch = 0, head = 0, kv_head = 0, first = 0, rows = 0;
   const std::uint8_t* kept = nullptr;  // key_mask of the batch entry
   std::int64_t kept_keys = 0;          // up to the last one that it keeps
+  const std::uint8_t* mask = nullptr;  // of the batch entry and head
 };
 
 /// Scratch of one call, for one block at a time. Rows of logits are apart by a little more than
@@ -45,8 +47,16 @@ struct BlockScratch {
   T *weights, *solver;         // one row
   T* factors;                  // [rows]: 1, or with `normalize` 1 / sum of the weights
   GradientTerm<T>* terms;
+  LaneGroup<T> group;  // of short rows
   std::size_t logit_row = 0;
   bool finite = true;  // queries and upstream
+
+  HWY_INLINE T* row(std::int64_t r) const {
+    return logits + static_cast<std::size_t>(r) * logit_row;
+  }
+  HWY_INLINE T* grad_row(std::int64_t r) const {
+    return grads + static_cast<std::size_t>(r) * logit_row;
+  }
 };
 
 template <class T>
@@ -71,6 +81,10 @@ HWY_INLINE BlockScratch<T> TakeBlock(const CoordinateDescentAttentionShape& shap
   block.solver = scratch.take<T>(ExactScratch(keys));
   block.factors = scratch.take<T>(rows);
   block.terms = scratch.take<GradientTerm<T>>(static_cast<std::size_t>(shape.n_iters));
+  if (SuitsLanes(shape.n_iters, shape.keys)) {
+    block.group =
+        TakeLaneGroup<T>(keys, static_cast<std::size_t>(shape.n_iters), backward, scratch);
+  }
   return block;
 }
 
@@ -86,6 +100,8 @@ HWY_INLINE BlockPlace PlaceOfBlock(const CoordinateDescentAttentionShape& shape,
     at.kept = shape.key_mask + batch * shape.keys;
     while (at.kept_keys > 0 && at.kept[at.kept_keys - 1] == 0) --at.kept_keys;
   }
+  if (shape.mask != nullptr)
+    at.mask = shape.mask + batch * shape.mask_batch + head * shape.mask_head;
   return at;
 }
 
@@ -95,7 +111,7 @@ HWY_INLINE std::int64_t IndexOf(const CoordinateDescentAttentionShape& shape, co
   return (at.batch * shape.heads + at.head) * shape.queries + at.first + r;
 }
 
-/// Row r sees keys [0, SeenBy), but for those that the mask leaves out. Ascends with r.
+/// Row r sees keys [0, SeenBy), but for those that the masks leave out. Ascends with r.
 HWY_INLINE std::int64_t SeenBy(const CoordinateDescentAttentionShape& shape, const BlockPlace& at,
                                std::int64_t r) {
   if (!shape.causal) return at.kept_keys;
@@ -201,6 +217,15 @@ HWY_INLINE void LoadQueries(const CoordinateDescentAttentionOperands<Value>& in,
   }
 }
 
+/// x_j = `hidden` where `mask` hides key j from row r.
+template <class T>
+HWY_INLINE void MaskRow(const CoordinateDescentAttentionShape& shape, const BlockPlace& at,
+                        std::int64_t r, std::size_t span, T hidden, T* x) {
+  if (at.mask == nullptr) return;
+  const std::uint8_t* mask = at.mask + (at.first + r) * shape.mask_query;
+  for (std::size_t j = 0; j < span; ++j, mask += shape.mask_key) x[j] = *mask != 0 ? x[j] : hidden;
+}
+
 /// Row r of the logits as the solvers want it: -inf where it does not see, and in the padding.
 template <class T>
 HWY_INLINE RowStatistics<T> HideKeys(const CoordinateDescentAttentionShape& shape,
@@ -211,6 +236,7 @@ HWY_INLINE RowStatistics<T> HideKeys(const CoordinateDescentAttentionShape& shap
   for (std::size_t j = 0; at.kept != nullptr && j < row.span; ++j) {
     x[j] = at.kept[j] != 0 ? x[j] : kNothing<T>;
   }
+  MaskRow(shape, at, r, row.span, kNothing<T>, x);
   Summarise(x, row);
   return row;
 }

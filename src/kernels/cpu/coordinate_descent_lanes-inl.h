@@ -18,6 +18,8 @@
 #include <cmath>
 
 #include "kernels/cpu/coordinate_descent_iterative-inl.h"
+#include "kernels/cpu/coordinate_descent_rows-inl.h"
+#include "kernels/cpu/transpose-inl.h"
 
 HWY_BEFORE_NAMESPACE();
 namespace weir::kernels {
@@ -25,6 +27,14 @@ namespace HWY_NAMESPACE {
 namespace hn = hwy::HWY_NAMESPACE;
 
 static_assert(HWY_MAX_BYTES / sizeof(float) <= kMostLanes);
+
+/// 16 transposed rows of 512 are 32 KB. Beyond, a row's own work hides its horizontal sums and
+/// logs.
+constexpr std::size_t kLongestLaneRow = 512;
+
+HWY_INLINE bool SuitsLanes(std::int64_t n_iters, std::int64_t cols) {
+  return n_iters > 0 && cols <= static_cast<std::int64_t>(kLongestLaneRow);
+}
 
 using Wide = hn::ScalableTag<double>;
 
@@ -94,6 +104,30 @@ struct LaneRows {
   HWY_ALIGN double valid[kMostLanes], budget[kMostLanes], inverse_budget[kMostLanes],
       max[kMostLanes];
 };
+
+template <class T>
+HWY_INLINE bool Computes(const RowStatistics<T>& row) {
+  return row.valid > 0 && !row.has_nan;
+}
+
+/// Puts `x`, padded with -inf to whole blocks, into a lane, as pieces. A lane that must not compute
+/// (no valid entry, NaN, no row) computes on zeros, in x too, and is written by hand afterwards.
+template <class T>
+HWY_INLINE void PutLane(RowStatistics<T> row, double budget, std::size_t lane, T* x,
+                        LaneRows<T>& rows) {
+  row.has_nan |= std::isnan(budget);
+  if (!Computes(row)) {
+    std::fill(x, x + Padded(rows.cols), T(0));
+    row.max = 0;
+    budget = 1;
+  }
+  rows.row[lane] = row;
+  rows.valid[lane] = static_cast<double>(std::max<std::size_t>(row.valid, 1));
+  rows.budget[lane] = budget;
+  rows.inverse_budget[lane] = 1 / budget;
+  rows.max[lane] = static_cast<double>(row.max);
+  PutPieces(x, lane, rows.cols, rows.x);
+}
 
 /// sum_j exp(min(x_j - r, 0) / eps) per lane
 template <class T>

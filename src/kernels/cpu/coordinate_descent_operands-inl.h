@@ -43,38 +43,21 @@ HWY_INLINE RowSolver SolverOf(const CoordinateDescentRows<Value>& in, std::int64
 
 // ---- groups of rows
 
-template <class T>
-HWY_INLINE bool Computes(const RowStatistics<T>& row) {
-  return row.valid > 0 && !row.has_nan;
-}
-
-/// Brings rows [begin, begin + count) into lanes; a lane that must not compute (no valid entry,
-/// NaN, no row) computes on zeros and is written by hand afterwards.
+/// Brings rows [begin, begin + count) into lanes.
 template <class Value, class T>
 HWY_INLINE void LoadLanes(const CoordinateDescentRows<Value>& in, std::int64_t begin,
                           std::size_t count, LaneRows<T>& rows, T* row_scratch) {
   const std::size_t lanes = hn::Lanes(hn::ScalableTag<T>());
   rows.cols = static_cast<std::size_t>(in.cols);
   for (std::size_t lane = 0; lane < lanes; ++lane) {
-    RowStatistics<T>& row = rows.row[lane];
-    row = RowStatistics<T>();
+    RowStatistics<T> row;
     double budget = 1;
     if (lane < count) {
       const std::int64_t index = begin + static_cast<std::int64_t>(lane);
       row = LoadWholeRow(in.scores + index * in.cols, MaskOf(in, index), rows.cols, row_scratch);
       budget = SolverOf(in, index).clamped_budget();
     }
-    row.has_nan |= std::isnan(budget);
-    if (!Computes(row)) {
-      std::fill(row_scratch, row_scratch + Padded(rows.cols), T(0));
-      row.max = 0;
-      budget = 1;
-    }
-    rows.valid[lane] = static_cast<double>(std::max<std::size_t>(row.valid, 1));
-    rows.budget[lane] = budget;
-    rows.inverse_budget[lane] = 1 / budget;
-    rows.max[lane] = static_cast<double>(row.max);
-    PutPieces(row_scratch, lane, rows.cols, rows.x);
+    PutLane(row, budget, lane, row_scratch, rows);
   }
   TransposePieces(rows.x, rows.cols);
 }
