@@ -229,6 +229,67 @@ def local_attention(
     )
 
 
+def low_rank_attention(
+    route_query,
+    route_key,
+    query,
+    key,
+    value,
+    k,
+    key_mask=None,
+    mask=None,
+    causal=False,
+    scale=None,
+    route_scale=None,
+    score="softmax",
+    eps=0.1,
+    k_ratio=9 / 8,
+):
+    """Attention of full heads over the `k` keys that cheap routing heads choose for each query; nothing n x m is stored.
+
+    Kept are the visible keys of the largest route_scale * <route_query_i, route_key_j>. The forward pass is softmax
+    attention over them; in the backward pass the values also carry a score of the routing logits, so that the routing
+    heads learn. The gradient reaches what is kept only.
+
+    Args:
+        route_query (torch.Tensor): (batch, route_heads, n, route_dim); float32, float64, bfloat16 or float16. route_heads
+            divides heads: head h takes the choice of routing head h // (heads // route_heads).
+        route_key (torch.Tensor): (batch, route_kv_heads, m, route_dim); route_kv_heads divides route_heads.
+        query (torch.Tensor): (batch, heads, n, dim).
+        key (torch.Tensor): (batch, kv_heads, m, dim); kv_heads divides heads.
+        value (torch.Tensor): (batch, kv_heads, m, value_dim).
+        k (int): Keys to keep per query, at least 1.
+        key_mask (torch.Tensor | None): Bool (batch, m), true = keep.
+        mask (torch.Tensor | None): Bool, broadcasts to (batch, route_heads, n, m), true = keep.
+        causal (bool): Only keys up to the query's position; the last query stands at the last key.
+        scale (float | None): Factor on the logits; None: 1 / sqrt(dim).
+        route_scale (float | None): Factor on the routing logits; None: 1 / sqrt(route_dim).
+        score (str): How the routing heads learn: "softmax" of the kept routing logits, or "coordinate_descent" with the
+            budget k / k_ratio.
+        eps (float): Entropy of "coordinate_descent"; smaller is harder.
+        k_ratio (float): At least 1.
+
+    Returns:
+        torch.Tensor: (batch, heads, n, value_dim); 0 where a query sees no key.
+    """
+    return torch.ops.weir.low_rank_attention(
+        route_query,
+        route_key,
+        query,
+        key,
+        value,
+        k,
+        key_mask=key_mask,
+        mask=mask,
+        causal=causal,
+        scale=scale,
+        route_scale=route_scale,
+        score=score,
+        eps=eps,
+        k_ratio=k_ratio,
+    )
+
+
 def top_k_attention(query, key, value, k, key_mask=None, mask=None, causal=False, scale=None):
     """Softmax attention of each query over the `k` visible keys of its largest logits; nothing n x m is stored.
 

@@ -22,7 +22,7 @@ const config::Json& program_defaults(const std::string& kind) {
                                                   {"dim", 128},
                                                   {"seq_len", 128},
                                                   {"depth", 4},
-                                                  {"attn_use_coor_descent", true}};
+                                                  {"attn_kind", "coordinate_descent"}};
   static const config::Json local = {{"num_tokens", 256},
                                      {"dim", 128},
                                      {"max_seq_len", 256},

@@ -26,9 +26,6 @@ void check(const CoordinateDescentTransformerOptions& options) {
   if (options.ff_coor_descent_sparsity_k) {
     nn::check_positive(kName, "ff_coor_descent_sparsity_k", *options.ff_coor_descent_sparsity_k);
   }
-  TORCH_CHECK_VALUE(options.attn_use_coor_descent || !options.learned_sparsity_k, "weir::", kName,
-                    ": expected `learned_sparsity_k` only with `attn_use_coor_descent`: a softmax "
-                    "has no k to learn.");
 }
 
 nn::CoordinateDescentAttentionOptions attention_options(
@@ -44,7 +41,13 @@ nn::CoordinateDescentAttentionOptions attention_options(
           .coor_descent_eps_decay = options.coor_descent_eps_decay,
           .coor_descent_solver = options.coor_descent_solver,
           .attn_null_kv = options.attn_null_kv,
-          .learned_sparsity_k = options.learned_sparsity_k};
+          .learned_sparsity_k = options.learned_sparsity_k,
+          .coor_descent_normalize = options.coor_descent_normalize,
+          .attn_kind = options.attn_kind,
+          .attn_top_k = options.attn_top_k,
+          .attn_route_dim_head = options.attn_route_dim_head,
+          .attn_route_heads = options.attn_route_heads,
+          .attn_route_score = options.attn_route_score};
 }
 
 nn::CoordinateDescentFeedForwardOptions feed_forward_options(
@@ -57,7 +60,8 @@ nn::CoordinateDescentFeedForwardOptions feed_forward_options(
           .coor_descent_eps = options.coor_descent_eps,
           .coor_descent_eps_init = options.coor_descent_eps_init,
           .coor_descent_eps_decay = options.coor_descent_eps_decay,
-          .coor_descent_solver = options.coor_descent_solver};
+          .coor_descent_solver = options.coor_descent_solver,
+          .coor_descent_gate = options.ff_coor_descent_gate};
 }
 
 }  // namespace
@@ -81,7 +85,7 @@ at::Tensor CoordinateDescentLayerImpl::forward(const at::Tensor& x) {
 }
 
 at::Tensor CoordinateDescentLayerImpl::step(const at::Tensor& x, const at::Tensor& positions,
-                                            std::int64_t length, nn::KeyValues& past) {
+                                            std::int64_t length, std::span<nn::KeyValues> past) {
   const at::Tensor attended = x + attention->step(x, positions, length, past);
   return attended + feed_forward(attended);
 }
@@ -117,8 +121,12 @@ at::Tensor CoordinateDescentTransformerImpl::step(const at::Tensor& tokens, Cach
   const at::Tensor positions = cache.next_positions(tokens.size(1));  // (batch, m)
   const std::int64_t length = cache.longest() + tokens.size(1);
   at::Tensor x = token_emb(tokens) + pos_emb(positions);  // (batch, m, dim)
-  for (std::size_t i = 0; i < layers->size(); ++i) {
-    x = layers->at<CoordinateDescentLayerImpl>(i).step(x, positions, length, cache.layers.at(i));
+  std::span<nn::KeyValues> entries = cache.layers;
+  for (const auto& module : *layers) {
+    auto& layer = *module->as<CoordinateDescentLayer>();
+    const std::size_t count = layer.attention->cache_entries();
+    x = layer.step(x, positions, length, entries.first(count));
+    entries = entries.subspan(count);
   }
   cache.advance(tokens.size(1));
   return to_logits->forward(x);
@@ -127,8 +135,10 @@ at::Tensor CoordinateDescentTransformerImpl::step(const at::Tensor& tokens, Cach
 Cache CoordinateDescentTransformerImpl::make_cache(std::int64_t batch) const {
   std::vector<nn::KeyValues> entries;
   for (const auto& layer : *layers) {
-    entries.push_back(
-        layer->as<CoordinateDescentLayer>()->attention->make_cache(batch, options.seq_len));
+    for (auto& entry :
+         layer->as<CoordinateDescentLayer>()->attention->make_cache(batch, options.seq_len)) {
+      entries.push_back(std::move(entry));
+    }
   }
   return Cache(std::move(entries), batch, options.seq_len);
 }

@@ -1,20 +1,51 @@
 // SPDX-License-Identifier: Apache-2.0
-// Causal attention with softmax or coordinate-descent rows. `forward` and `step` share everything
-// but where the keys come from: norm, project, gather the keys, attend.
+// Causal attention of four kinds. `forward` and `step` share everything but where the keys come
+// from and how it is said which of them a query sees: norm, project, gather the keys, attend.
 #include "weir/nn/coordinate_descent_attention.h"
 
-#include <torch/nn/functional/activation.h>
 #include <torch/nn/init.h>
 
-#include <cmath>
+#include <algorithm>
+#include <array>
 #include <tuple>
 
 #include "nn/check.h"
+#include "weir/ops/block_sparse_attention.h"
+#include "weir/ops/coordinate_descent_attention.h"
+#include "weir/ops/low_rank_attention.h"
+#include "weir/ops/top_k_attention.h"
 
 namespace weir::nn {
 namespace {
 
 constexpr auto kName = "CoordinateDescentAttention";
+
+void check_kind(const CoordinateDescentAttentionOptions& options) {
+  constexpr std::array kKinds = {"softmax", "coordinate_descent", "top_k", "low_rank"};
+  const std::string& kind = options.attn_kind;
+  TORCH_CHECK_VALUE(std::find(kKinds.begin(), kKinds.end(), kind) != kKinds.end(), "weir::", kName,
+                    ": expected `attn_kind` to be \"softmax\", \"coordinate_descent\", \"top_k\" "
+                    "or \"low_rank\", but got \"",
+                    kind, "\".");
+  TORCH_CHECK_VALUE(!options.use_coor_descent || kind == "softmax" || kind == options.kind(),
+                    "weir::", kName, ": expected `attn_kind` \"coordinate_descent\" with ",
+                    "`use_coor_descent`, but got \"", kind, "\".");
+}
+
+void check_routing(const CoordinateDescentAttentionOptions& options) {
+  check_size(kName, "attn_top_k", options.attn_top_k);
+  check_size(kName, "attn_route_dim_head", options.attn_route_dim_head);
+  check_size(kName, "attn_route_heads", options.route_heads());
+  TORCH_CHECK_VALUE(options.heads % options.route_heads() == 0, "weir::", kName,
+                    ": expected `attn_route_heads` to divide `heads`, ", options.heads,
+                    ", but got ", options.route_heads(), ".");
+  const std::string& score = options.attn_route_score;
+  TORCH_CHECK_VALUE(
+      score == "softmax" || score == "coordinate_descent", "weir::", kName,
+      ": expected `attn_route_score` to be \"softmax\" or \"coordinate_descent\", but "
+      "got \"",
+      score, "\".");
+}
 
 void check(const CoordinateDescentAttentionOptions& options) {
   check_size(kName, "dim", options.dim);
@@ -22,10 +53,12 @@ void check(const CoordinateDescentAttentionOptions& options) {
   check_size(kName, "heads", options.heads);
   check_size(kName, "attn_null_kv", options.attn_null_kv, 0);
   check_positive(kName, "coor_descent_sparsity_k", options.coor_descent_sparsity_k);
+  check_kind(options);
+  check_routing(options);
   TORCH_CHECK_VALUE(
-      options.use_coor_descent || !options.learned_sparsity_k, "weir::", kName,
-      ": expected `learned_sparsity_k` only with `use_coor_descent`: a softmax has no k "
-      "to learn.");
+      options.kind() == "coordinate_descent" || !options.learned_sparsity_k, "weir::", kName,
+      ": expected `learned_sparsity_k` only with coordinate descent: ", options.kind(),
+      " has no k to learn.");
 }
 
 void check(const at::Tensor& x, const CoordinateDescentAttentionInputs& inputs, std::int64_t dim) {
@@ -33,20 +66,35 @@ void check(const at::Tensor& x, const CoordinateDescentAttentionInputs& inputs, 
   check_padding(kName, inputs.mask, x);
 }
 
-// Whether the queries at `positions` (..., m) may see the key slots: (..., m, nulls + length).
-at::Tensor visible_slots(const at::Tensor& positions, std::int64_t nulls, std::int64_t length) {
-  const at::Tensor slots = at::arange(nulls + length, positions.options());
-  return slots <= (positions + nulls).unsqueeze(-1);
+// (batch, n, parts * heads * features) -> parts times (batch, heads, n, features)
+std::vector<at::Tensor> split_heads(const at::Tensor& x, std::int64_t parts, std::int64_t heads) {
+  return x.unflatten(-1, {parts, heads, -1}).permute({2, 0, 3, 1, 4}).unbind();
 }
 
-// The same for all n tokens of `x`: (n, nulls + n), with padding (batch, 1, n, nulls + n).
-at::Tensor visible_tokens(const at::Tensor& x, const std::optional<at::Tensor>& mask,
-                          std::int64_t nulls) {
-  const std::int64_t batch = x.size(0), n = x.size(1);
-  const at::Tensor causal = visible_slots(at::arange(n, x.options().dtype(at::kLong)), nulls, n);
-  if (!mask) return causal;
-  const at::Tensor kept = at::cat({mask->new_ones({batch, nulls}), *mask}, 1);
-  return causal & kept.view({batch, 1, 1, nulls + n});
+// `slots` (batch, heads, n, features) with `nulls` (heads, nulls, features) in front.
+at::Tensor behind_nulls(const at::Tensor& nulls, const at::Tensor& slots) {
+  return at::cat({nulls.expand({slots.size(0), -1, -1, -1}), slots}, 2);
+}
+
+// `mask` (batch, n) with the null keys in front, which are always there: (batch, nulls + n).
+at::Tensor mask_behind_nulls(const at::Tensor& mask, std::int64_t nulls) {
+  return nulls == 0 ? mask : at::cat({mask.new_ones({mask.size(0), nulls}), mask}, 1);
+}
+
+// `rows` (batch, heads, m, features) to `slots` (batch, m); returns the first `length` slots.
+at::Tensor write(at::Tensor& cache, const at::Tensor& rows, const at::Tensor& slots,
+                 std::int64_t length) {
+  cache.scatter_(2, slots.unsqueeze(1).unsqueeze(-1).expand_as(rows), rows);
+  return cache.narrow(2, 0, length);
+}
+
+// Room for `max_length` tokens behind `nulls` (heads, nulls, features). Zeros, not empty: a weight
+// of 0 times a stray NaN would be NaN.
+at::Tensor room_behind(const at::Tensor& nulls, std::int64_t batch, std::int64_t max_length) {
+  at::Tensor slots = at::zeros({batch, nulls.size(0), nulls.size(1) + max_length, nulls.size(2)},
+                               nulls.options().requires_grad(false));
+  slots.narrow(2, 0, nulls.size(1)).copy_(nulls);
+  return slots;
 }
 
 }  // namespace
@@ -69,10 +117,18 @@ void CoordinateDescentAttentionImpl::reset() {
     to_learned_k = register_module("to_learned_k", torch::nn::Linear(dim, heads));
     torch::nn::init::constant_(to_learned_k->bias, -10);  // starts with k = 1
   }
-  to_qkv = register_module(
-      "to_qkv", torch::nn::Linear(torch::nn::LinearOptions(dim, 3 * heads * dim_head).bias(false)));
-  to_out = register_module(
-      "to_out", torch::nn::Linear(torch::nn::LinearOptions(heads * dim_head, dim).bias(false)));
+  const auto linear = [](std::int64_t in, std::int64_t out) {
+    return torch::nn::Linear(torch::nn::LinearOptions(in, out).bias(false));
+  };
+  to_qkv = register_module("to_qkv", linear(dim, 3 * heads * dim_head));
+  to_out = register_module("to_out", linear(heads * dim_head, dim));
+  if (options.kind() == "low_rank") {
+    const std::int64_t route_heads = options.route_heads(), width = options.attn_route_dim_head;
+    to_route_qk = register_module("to_route_qk", linear(dim, 2 * route_heads * width));
+    null_route_k =
+        register_parameter("null_route_k", at::randn({route_heads, options.attn_null_kv, width}),
+                           options.attn_null_kv > 0);
+  }
 }
 
 at::Tensor CoordinateDescentAttentionImpl::forward(const at::Tensor& x,
@@ -82,91 +138,103 @@ at::Tensor CoordinateDescentAttentionImpl::forward(const at::Tensor& x,
   const at::Tensor tokens =
       inputs.mask ? x.masked_fill(inputs.mask->logical_not().unsqueeze(-1), 0) : x;
   const at::Tensor normed = norm(tokens);
-  const auto [queries, keys, values] = project(normed);
-  const KeyValues seen = {with_nulls(0, keys), with_nulls(1, values)};
-  const bool plain = !options.use_coor_descent && !inputs.mask && options.attn_null_kv == 0;
-  if (plain) return attend(normed, queries, seen, std::nullopt);
-  return attend(normed, queries, seen, visible_tokens(x, inputs.mask, options.attn_null_kv));
+  Projected p = project(normed);
+  prepend_nulls(p);
+  Visible visible;
+  if (inputs.mask) visible.masks.key_mask = mask_behind_nulls(*inputs.mask, options.attn_null_kv);
+  return attend(normed, p, visible);
 }
 
 at::Tensor CoordinateDescentAttentionImpl::step(const at::Tensor& x, const at::Tensor& positions,
-                                                std::int64_t length, KeyValues& past) {
+                                                std::int64_t length, std::span<KeyValues> past) {
   at::NoGradGuard no_grad;
   check_tokens(kName, x, options.dim);
-  const std::int64_t nulls = options.attn_null_kv;
-  const at::Tensor normed = norm(x);
-  const auto [queries, keys, values] = project(normed);
-  at::Tensor slots = (positions + nulls).unsqueeze(1).unsqueeze(-1);
-  slots = slots.expand_as(keys);  // (batch, heads, m, dim_head)
-  past.keys.scatter_(2, slots, keys);
-  past.values.scatter_(2, slots, values);
-  const KeyValues seen = {past.keys.narrow(2, 0, nulls + length),
-                          past.values.narrow(2, 0, nulls + length)};
-  const at::Tensor visible =
-      visible_slots(positions, nulls, length).unsqueeze(1);  // (batch, 1, m, nulls + length)
-  return attend(normed, queries, seen, visible);
+  const std::int64_t nulls = options.attn_null_kv, slots = nulls + length;
+  const at::Tensor normed = norm(x), places = positions + nulls;  // (batch, m)
+  Projected p = project(normed);
+  p.keys = write(past[0].keys, p.keys, places, slots);
+  p.values = write(past[0].values, p.values, places, slots);
+  if (p.route_keys.defined()) p.route_keys = write(past[1].keys, p.route_keys, places, slots);
+  if (length == x.size(1)) return attend(normed, p, {});  // all rows begin here
+  const at::Tensor seen = at::arange(slots, positions.options()) <= places.unsqueeze(-1);
+  return attend(normed, p, {.causal = false, .masks = {.mask = seen.unsqueeze(1)}});
 }
 
-KeyValues CoordinateDescentAttentionImpl::make_cache(std::int64_t batch,
-                                                     std::int64_t max_length) const {
-  const std::int64_t nulls = options.attn_null_kv;
-  const auto empty_cache = [&](const at::Tensor& null) {
-    // Zeros, not empty: a weight of 0 times a stray NaN would be NaN.
-    at::Tensor slots =
-        at::zeros({batch, options.heads, nulls + max_length, options.dim_head}, null.options());
-    slots.narrow(2, 0, nulls).copy_(null);
-    return slots;
-  };
+std::vector<KeyValues> CoordinateDescentAttentionImpl::make_cache(std::int64_t batch,
+                                                                  std::int64_t max_length) const {
   at::NoGradGuard no_grad;
-  return {.keys = empty_cache(null_kv[0]), .values = empty_cache(null_kv[1])};
+  std::vector<KeyValues> entries = {{.keys = room_behind(null_kv[0], batch, max_length),
+                                     .values = room_behind(null_kv[1], batch, max_length)}};
+  if (null_route_k.defined()) {
+    const at::Tensor routes = room_behind(null_route_k, batch, max_length);
+    entries.push_back({.keys = routes, .values = routes.narrow(-1, 0, 0)});
+  }
+  return entries;
 }
 
-std::array<at::Tensor, 3> CoordinateDescentAttentionImpl::project(const at::Tensor& normed) {
-  const at::Tensor qkv =
-      to_qkv(normed)
-          .view({normed.size(0), normed.size(1), 3, options.heads, options.dim_head})
-          .permute({2, 0, 3, 1, 4});  // (3, batch, heads, n, dim_head)
-  return {qkv[0], qkv[1], qkv[2]};
+CoordinateDescentAttentionImpl::Projected CoordinateDescentAttentionImpl::project(
+    const at::Tensor& normed) {
+  const auto qkv = split_heads(to_qkv(normed), 3, options.heads);
+  Projected p = {.queries = qkv[0], .keys = qkv[1], .values = qkv[2]};
+  if (to_route_qk) {
+    const auto route = split_heads(to_route_qk(normed), 2, options.route_heads());
+    p.route_queries = route[0], p.route_keys = route[1];
+  }
+  return p;
 }
 
-// The null keys (part 0) or values (part 1) in front of `slots`: (batch, heads, nulls + n,
-// dim_head).
-at::Tensor CoordinateDescentAttentionImpl::with_nulls(std::int64_t part, const at::Tensor& slots) {
-  if (options.attn_null_kv == 0) return slots;
-  return at::cat({null_kv[part].expand({slots.size(0), -1, -1, -1}), slots}, 2);
+void CoordinateDescentAttentionImpl::prepend_nulls(Projected& p) const {
+  if (options.attn_null_kv == 0) return;
+  p.keys = behind_nulls(null_kv[0], p.keys);
+  p.values = behind_nulls(null_kv[1], p.values);
+  if (to_route_qk) p.route_keys = behind_nulls(null_route_k, p.route_keys);
 }
 
-// `visible` broadcasts to (batch, heads, n, slots); none: plain causal, which needs no mask.
-at::Tensor CoordinateDescentAttentionImpl::attend(const at::Tensor& normed,
-                                                  const at::Tensor& queries, const KeyValues& seen,
-                                                  const std::optional<at::Tensor>& visible) {
-  const at::Tensor out =  // (batch, heads, n, dim_head)
-      options.use_coor_descent
-          ? at::matmul(choose(normed, queries, seen.keys, *visible), seen.values)
-          : at::scaled_dot_product_attention(queries, seen.keys, seen.values, visible,
-                                             /*dropout_p=*/0.0, /*is_causal=*/!visible);
+at::Tensor CoordinateDescentAttentionImpl::attend(const at::Tensor& normed, const Projected& p,
+                                                  const Visible& visible) {
+  const auto& [causal, masks] = visible;
+  const std::string kind = options.kind();
+  at::Tensor out;  // (batch, heads, n, dim_head)
+  if (kind == "coordinate_descent") {
+    out = ops::coordinate_descent_attention(p.queries, p.keys, p.values, budget(normed), masks,
+                                            {.causal = causal,
+                                             .n_iters = solver_.n_iters,
+                                             .eps = solver_.eps,
+                                             .eps_init = solver_.eps_init,
+                                             .eps_decay = solver_.eps_decay,
+                                             .solver = solver_.solver,
+                                             .normalize = options.coor_descent_normalize});
+  } else if (kind == "top_k") {
+    out = ops::top_k_attention(p.queries, p.keys, p.values, options.attn_top_k, masks,
+                               {.causal = causal});
+  } else if (kind == "low_rank") {
+    out = ops::low_rank_attention(p.route_queries, p.route_keys, p.queries, p.keys, p.values,
+                                  options.attn_top_k, masks,
+                                  {.causal = causal, .score = options.attn_route_score});
+  } else {
+    out = ops::block_sparse_attention(p.queries, p.keys, p.values,
+                                      {.key_mask = masks.key_mask, .mask = masks.mask},
+                                      {.causal = causal});
+  }
   return to_out(out.transpose(1, 2).flatten(2));  // (batch, n, dim)
 }
 
-// The coordinate-descent weights, (batch, heads, n, slots).
-at::Tensor CoordinateDescentAttentionImpl::choose(const at::Tensor& normed,
-                                                  const at::Tensor& queries, const at::Tensor& keys,
-                                                  const at::Tensor& visible) {
-  const double scale = 1 / std::sqrt(static_cast<double>(options.dim_head));
-  const at::Tensor logits = at::matmul(queries * scale, keys.transpose(-2, -1));
+// k: one number, or predicted, (batch, heads, n).
+at::Tensor CoordinateDescentAttentionImpl::budget(const at::Tensor& normed) {
   const double k = options.coor_descent_sparsity_k;
-  if (!options.learned_sparsity_k) return ops::coordinate_descent(logits, k, visible, solver_);
-  const at::Tensor budget =
-      1 + (k - 1) * to_learned_k(normed).sigmoid().transpose(1, 2);  // (batch, heads, n)
-  return ops::coordinate_descent(logits, budget, visible, solver_);
+  if (!options.learned_sparsity_k) return at::full({}, k, normed.options().dtype(at::kDouble));
+  return 1 + (k - 1) * to_learned_k(normed).sigmoid().transpose(1, 2);
 }
 
 void CoordinateDescentAttentionImpl::pretty_print(std::ostream& stream) const {
+  const std::string kind = options.kind();
   stream << "weir::nn::" << kName << "(dim=" << options.dim << ", dim_head=" << options.dim_head
-         << ", heads=" << options.heads;
-  if (options.use_coor_descent) {
+         << ", heads=" << options.heads << ", attn_kind=" << kind;
+  if (kind == "coordinate_descent") {
     stream << ", coor_descent_sparsity_k=" << options.coor_descent_sparsity_k
            << ", coor_descent_solver=" << options.coor_descent_solver;
+  } else if (kind != "softmax") {
+    stream << ", attn_top_k=" << options.attn_top_k;
   }
   stream << ")";
 }

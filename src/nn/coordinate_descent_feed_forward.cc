@@ -41,9 +41,9 @@ at::Tensor CoordinateDescentFeedForwardImpl::forward(const at::Tensor& x) {
                     ": expected the last dimension of `x` to be ", options.dim, ", but got ",
                     x.sizes(), ".");
   const at::Tensor units = proj_in->forward(x);  // (..., hidden)
-  return proj_out(options.use_coor_descent
-                      ? ops::coordinate_descent(units, budget_, std::nullopt, solver_)
-                      : at::gelu(units));
+  if (!options.use_coor_descent) return proj_out(at::gelu(units));
+  const at::Tensor weights = ops::coordinate_descent(units, budget_, std::nullopt, solver_);
+  return proj_out(options.coor_descent_gate ? units * weights : weights);
 }
 
 std::int64_t CoordinateDescentFeedForwardImpl::hidden() const {
@@ -55,6 +55,7 @@ void CoordinateDescentFeedForwardImpl::pretty_print(std::ostream& stream) const 
   if (options.use_coor_descent) {
     stream << ", coor_descent_sparsity_k=" << budget_
            << ", coor_descent_solver=" << options.coor_descent_solver;
+    if (options.coor_descent_gate) stream << ", coor_descent_gate=true";
   }
   stream << ")";
 }

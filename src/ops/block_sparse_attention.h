@@ -69,7 +69,9 @@ struct BlockSparseAttentionProblem {
   std::vector<c10::SymInt> output_shape() const { return {batch, heads, queries, value_dim}; }
 };
 
-/// Checks of operands that both operators do under their own names, such as "local_attention".
+/// Checks of operands that operators do under their own names, such as "local_attention".
+void check_attention_operand(const char* op, const char* name, const char* shape,
+                             const at::Tensor& tensor, const at::Tensor& query);
 void check_attention_operands(const char* op, const at::Tensor& query, const at::Tensor& key,
                               const at::Tensor& value);
 void check_attention_mask(const char* op, const char* name, const at::Tensor& mask,

@@ -23,16 +23,6 @@ void check_device(const char* op, const char* name, const at::Tensor& tensor,
                     ".");
 }
 
-void check_operand(const char* op, const char* name, const char* shape, const at::Tensor& tensor,
-                   const at::Tensor& query) {
-  TORCH_CHECK_VALUE(tensor.dim() == 4, "weir::", op, ": expected `", name, "` to have shape ",
-                    shape, ", but got ", tensor.sym_sizes(), ".");
-  TORCH_CHECK_TYPE(tensor.scalar_type() == query.scalar_type(), "weir::", op, ": expected `", name,
-                   "` to have the dtype of `query`, ", query.scalar_type(), ", but got ",
-                   tensor.scalar_type(), ".");
-  check_device(op, name, tensor, query);
-}
-
 void check_layout(const Problem& problem, const at::Tensor& layout, const at::Tensor& query) {
   check_attention_mask(kOp, "layout", layout, query);
   const auto shape = layout.sym_sizes();
@@ -187,13 +177,23 @@ void check_pair_mask(const char* op, const OptionalTensor& mask, const at::Tenso
                     mask->sym_sizes(), ".");
 }
 
+void check_attention_operand(const char* op, const char* name, const char* shape,
+                             const at::Tensor& tensor, const at::Tensor& query) {
+  TORCH_CHECK_VALUE(tensor.dim() == 4, "weir::", op, ": expected `", name, "` to have shape ",
+                    shape, ", but got ", tensor.sym_sizes(), ".");
+  TORCH_CHECK_TYPE(tensor.scalar_type() == query.scalar_type(), "weir::", op, ": expected `", name,
+                   "` to have the dtype of `query`, ", query.scalar_type(), ", but got ",
+                   tensor.scalar_type(), ".");
+  check_device(op, name, tensor, query);
+}
+
 void check_attention_operands(const char* op, const at::Tensor& query, const at::Tensor& key,
                               const at::Tensor& value) {
-  check_operand(op, "query", "(batch, heads, n, dim)", query, query);
+  check_attention_operand(op, "query", "(batch, heads, n, dim)", query, query);
   TORCH_CHECK_TYPE(query.is_floating_point(), "weir::", op,
                    ": expected `query` to be floating point, but got ", query.scalar_type(), ".");
-  check_operand(op, "key", "(batch, kv_heads, m, dim)", key, query);
-  check_operand(op, "value", "(batch, kv_heads, m, value_dim)", value, query);
+  check_attention_operand(op, "key", "(batch, kv_heads, m, dim)", key, query);
+  check_attention_operand(op, "value", "(batch, kv_heads, m, value_dim)", value, query);
   const auto q = query.sym_sizes(), k = key.sym_sizes(), v = value.sym_sizes();
   TORCH_CHECK_VALUE(q[3] >= 1, "weir::", op,
                     ": expected the last dimension of `query` to be at least 1, but got ", q, ".");

@@ -87,4 +87,19 @@ TORCH_LIBRARY(weir, m) {
       "_top_k_attention_backward(Tensor grad, Tensor query, Tensor key, Tensor value, Tensor "
       "indices, Tensor weights, float scale) -> (Tensor grad_query, Tensor grad_key, Tensor "
       "grad_value)");
+  m.def(
+      "low_rank_attention(Tensor route_query, Tensor route_key, Tensor query, Tensor key, Tensor "
+      "value, int k, *, Tensor? key_mask=None, Tensor? mask=None, bool causal=False, float? "
+      "scale=None, float? route_scale=None, str score=\"softmax\", float eps=0.1, float "
+      "k_ratio=1.125) -> Tensor");
+  // The lists and the score: LowRankAttentionRule.
+  m.def(
+      "_low_rank_attention(Tensor route_query, Tensor route_key, Tensor query, Tensor key, Tensor "
+      "value, Tensor? key_mask, Tensor? mask, int[] integers, float[] numbers, str score) -> "
+      "(Tensor output, Tensor indices, Tensor scores, Tensor weights)");
+  m.def(
+      "_low_rank_attention_backward(Tensor grad, Tensor route_query, Tensor route_key, Tensor "
+      "query, Tensor key, Tensor value, Tensor indices, Tensor scores, Tensor weights, int[] "
+      "integers, float[] numbers, str score) -> (Tensor grad_route_query, Tensor grad_route_key, "
+      "Tensor grad_query, Tensor grad_key, Tensor grad_value)");
 }

@@ -54,4 +54,28 @@ std::tuple<at::Tensor, at::Tensor> attend_kept(const at::Tensor& query, const at
                                                const at::Tensor& value, const at::Tensor& indices,
                                                double scale);
 
+// ---- the composite's pieces. `indices` are int32 (batch, heads, n, kept), -1 in places that are
+// left over; rows of keys or values are (batch, kv_heads, m, features). Results are of the computed
+// type unless said otherwise.
+
+/// The choice: indices of the largest <q_i, k_j> sign(scale).
+at::Tensor choose_keys(const TopKAttentionProblem& problem, const at::Tensor& query,
+                       const at::Tensor& key);
+
+/// (batch, heads, n, kept): <q_i, k_j>. What left over places have is unspecified.
+at::Tensor kept_products(const at::Tensor& query, const at::Tensor& key, const at::Tensor& indices);
+
+/// Softmax over the kept, 0 in left over places.
+at::Tensor softmax_of_kept(const at::Tensor& logits, const at::Tensor& indices);
+
+/// (batch, heads, n, features): sum over the kept of weight times row. Weights of left over places
+/// are 0.
+at::Tensor sum_of_kept(const at::Tensor& weights, const at::Tensor& rows,
+                       const at::Tensor& indices);
+
+/// Its transpose: the rows of all queries, each times its weights, added up at the kept keys. Of
+/// the shape and dtype of `like`.
+at::Tensor scatter_to_kept(const at::Tensor& weights, const at::Tensor& query,
+                           const at::Tensor& like, const at::Tensor& indices);
+
 }  // namespace weir::ops

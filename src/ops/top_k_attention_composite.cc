@@ -48,9 +48,15 @@ at::Tensor rows_of(const at::Tensor& x, const at::Tensor& slots, const at::Tenso
   return rows.masked_fill((indices < 0).unsqueeze(-1), 0);
 }
 
-/// int32 (batch, heads, n, kept).
-at::Tensor choose(const TopKAttentionProblem& problem, const at::Tensor& query,
-                  const at::Tensor& key) {
+TORCH_LIBRARY_IMPL(weir, CompositeExplicitAutograd, m) {
+  m.impl("_top_k_attention", keep_and_attend_composite);
+  m.impl("_top_k_attention_backward", attend_kept_backward_composite);
+}
+
+}  // namespace
+
+at::Tensor choose_keys(const TopKAttentionProblem& problem, const at::Tensor& query,
+                       const at::Tensor& key) {
   const auto& attention = problem.attention;
   const at::Tensor allowed =
       allowed_pairs(attention, attention_positions(attention, query.device()));
@@ -68,25 +74,41 @@ at::Tensor choose(const TopKAttentionProblem& problem, const at::Tensor& query,
   return ascending.masked_fill(ascending == m, -1).to(at::kInt);
 }
 
-TORCH_LIBRARY_IMPL(weir, CompositeExplicitAutograd, m) {
-  m.impl("_top_k_attention", keep_and_attend_composite);
-  m.impl("_top_k_attention_backward", attend_kept_backward_composite);
+at::Tensor kept_products(const at::Tensor& query, const at::Tensor& key,
+                         const at::Tensor& indices) {
+  const at::Tensor wide = query.to(compute_of(query)).unsqueeze(-2);
+  return (wide * rows_of(key, slots_of(indices, query, key), indices)).sum(-1);
 }
 
-}  // namespace
+at::Tensor softmax_of_kept(const at::Tensor& logits, const at::Tensor& indices) {
+  const at::Tensor empty = indices < 0;
+  // A query that keeps nothing would be 0 / 0.
+  const at::Tensor drop = empty & empty.all(-1, /*keepdim=*/true).logical_not();
+  return at::softmax(logits.masked_fill(drop, -kInfinity), -1).masked_fill(empty, 0);
+}
+
+at::Tensor sum_of_kept(const at::Tensor& weights, const at::Tensor& rows,
+                       const at::Tensor& indices) {
+  return (weights.unsqueeze(-1) * rows_of(rows, slots_of(indices, weights, rows), indices)).sum(-2);
+}
+
+at::Tensor scatter_to_kept(const at::Tensor& weights, const at::Tensor& query,
+                           const at::Tensor& like, const at::Tensor& indices) {
+  const auto dtype = compute_of(query);
+  const at::Tensor rows = (weights.unsqueeze(-1) * query.to(dtype).unsqueeze(-2))
+                              .masked_fill((indices < 0).unsqueeze(-1), 0);
+  return at::zeros(like.sizes(), like.options().dtype(dtype))
+      .flatten(0, 2)
+      .index_add(0, slots_of(indices, query, like), rows.flatten(0, 3))
+      .view(like.sizes())
+      .to(like.scalar_type());
+}
 
 std::tuple<at::Tensor, at::Tensor> attend_kept(const at::Tensor& query, const at::Tensor& key,
                                                const at::Tensor& value, const at::Tensor& indices,
                                                double scale) {
-  const at::Tensor slots = slots_of(indices, query, key), empty = indices < 0;
-  const at::Tensor wide = query.to(compute_of(query)).unsqueeze(-2);
-  const at::Tensor logits = (wide * rows_of(key, slots, indices)).sum(-1) * scale;
-  // A query that keeps nothing would be 0 / 0.
-  const at::Tensor drop = empty & empty.all(-1, /*keepdim=*/true).logical_not();
-  const at::Tensor weights =
-      at::softmax(logits.masked_fill(drop, -kInfinity), -1).masked_fill(empty, 0);
-  const at::Tensor output = (weights.unsqueeze(-1) * rows_of(value, slots, indices)).sum(-2);
-  return {output.to(query.scalar_type()), weights};
+  const at::Tensor weights = softmax_of_kept(kept_products(query, key, indices) * scale, indices);
+  return {sum_of_kept(weights, value, indices).to(query.scalar_type()), weights};
 }
 
 TopKAttentionResult keep_and_attend_composite(const at::Tensor& query, const at::Tensor& key,
@@ -95,7 +117,7 @@ TopKAttentionResult keep_and_attend_composite(const at::Tensor& query, const at:
                                               const OptionalTensor& mask, std::int64_t k,
                                               bool causal, double scale) {
   const auto problem = top_k_attention_problem(query, key, value, key_mask, mask, k, causal, scale);
-  const at::Tensor indices = choose(problem, query, key);
+  const at::Tensor indices = choose_keys(problem, query, key);
   const auto [output, weights] = attend_kept(query, key, value, indices, scale);
   return {output, indices, weights};
 }
@@ -103,24 +125,12 @@ TopKAttentionResult keep_and_attend_composite(const at::Tensor& query, const at:
 TopKAttentionGradients attend_kept_backward_composite(
     const at::Tensor& grad, const at::Tensor& query, const at::Tensor& key, const at::Tensor& value,
     const at::Tensor& indices, const at::Tensor& weights, double scale) {
-  const auto dtype = compute_of(query);
-  const at::Tensor slots = slots_of(indices, query, key), empty = indices < 0;
-  const at::Tensor upstream = grad.to(dtype).unsqueeze(-2);  // (batch, heads, n, 1, value_dim)
-  const at::Tensor grads = (upstream * rows_of(value, slots, indices)).sum(-1);
+  const at::Tensor grads = kept_products(grad, value, indices);
   const at::Tensor mean = (weights * grads).sum(-1, /*keepdim=*/true);
-  const at::Tensor of_logits = (weights * (grads - mean) * scale).unsqueeze(-1);
-  const auto scatter = [&](const at::Tensor& rows, const at::Tensor& like) {
-    const at::Tensor present = rows.masked_fill(empty.unsqueeze(-1), 0);
-    return at::zeros(like.sizes(), like.options().dtype(dtype))
-        .flatten(0, 2)
-        .index_add(0, slots, present.flatten(0, 3))
-        .view(like.sizes())
-        .to(like.scalar_type());
-  };
-  const at::Tensor of_query =
-      (of_logits * rows_of(key, slots, indices)).masked_fill(empty.unsqueeze(-1), 0).sum(-2);
-  return {of_query.to(query.scalar_type()), scatter(of_logits * query.to(dtype).unsqueeze(-2), key),
-          scatter(weights.unsqueeze(-1) * upstream, value)};
+  const at::Tensor of_logits = (weights * (grads - mean) * scale).masked_fill(indices < 0, 0);
+  return {sum_of_kept(of_logits, key, indices).to(query.scalar_type()),
+          scatter_to_kept(of_logits, query, key, indices),
+          scatter_to_kept(weights, grad, value, indices)};
 }
 
 }  // namespace weir::ops

@@ -32,11 +32,11 @@ TEST_F(ConfigurationTest, TheRunKeepsIt) {
 }
 
 TEST_F(ConfigurationTest, OverridesComeLastAndInBothForms) {
-  const auto result = weir(train({"--print-config", "--model.dim", "64", "--model.depth=2",
-                                  "--model.attn_use_coor_descent", "false", "--train.clip", "0.5",
-                                  "--train.seed", "-3", "--data.pattern", "*.txt"}));
+  const auto result = weir(
+      train({"--print-config", "--model.dim", "64", "--model.depth=2", "--model.attn_kind",
+             "softmax", "--train.clip", "0.5", "--train.seed", "-3", "--data.pattern", "*.txt"}));
   EXPECT_EQ(result.code, 0) << result.err;
-  for (const char* line : {"dim = 64", "depth = 2", "attn_use_coor_descent = false", "clip = 0.5",
+  for (const char* line : {"dim = 64", "depth = 2", "attn_kind = \"softmax\"", "clip = 0.5",
                            "seed = -3", "pattern = \"*.txt\""}) {
     EXPECT_THAT(result.out, HasSubstr("\n" + std::string(line) + "\n"));
   }
@@ -45,7 +45,7 @@ TEST_F(ConfigurationTest, OverridesComeLastAndInBothForms) {
 TEST_F(ConfigurationTest, TheDemoIsValid) {
   const auto result = weir({"train", "--config", WEIR_EXAMPLES "/demo.toml", "--print-config"});
   EXPECT_EQ(result.code, 0) << result.err;
-  EXPECT_THAT(result.out, HasSubstr("\nattn_use_coor_descent = true\n"));
+  EXPECT_THAT(result.out, HasSubstr("\nattn_kind = \"coordinate_descent\"\n"));
 }
 
 TEST_F(ConfigurationTest, AListOfStringsFromTheCommandLine) {

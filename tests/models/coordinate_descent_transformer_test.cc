@@ -170,32 +170,46 @@ TEST(CoordinateDescentTransformer, PassesItsOptionsOn) {
                                       .coor_descent_eps_decay = 0.13,
                                       .coor_descent_solver = "exact",
                                       .attn_null_kv = 14,
-                                      .learned_sparsity_k = true});
+                                      .learned_sparsity_k = true,
+                                      .coor_descent_normalize = true,
+                                      .attn_kind = "coordinate_descent",
+                                      .attn_top_k = 15,
+                                      .attn_route_dim_head = 16,
+                                      .attn_route_heads = 2,
+                                      .attn_route_score = "coordinate_descent",
+                                      .ff_coor_descent_gate = true});
   const auto& layer = model->layers->at<CoordinateDescentLayerImpl>(0);
   EXPECT_EQ(config::to_json(layer.attention->options),
-            config::to_json(nn::CoordinateDescentAttentionOptions{.dim = 3,
-                                                                  .dim_head = 5,
-                                                                  .heads = 6,
-                                                                  .use_coor_descent = true,
-                                                                  .coor_descent_iters = 10,
-                                                                  .coor_descent_sparsity_k = 8,
-                                                                  .coor_descent_eps = 11,
-                                                                  .coor_descent_eps_init = 12,
-                                                                  .coor_descent_eps_decay = 0.13,
-                                                                  .coor_descent_solver = "exact",
-                                                                  .attn_null_kv = 14,
-                                                                  .learned_sparsity_k = true}));
-  EXPECT_EQ(
-      config::to_json(layer.feed_forward->options),
-      config::to_json(nn::CoordinateDescentFeedForwardOptions{.dim = 3,
-                                                              .mult = 7,
-                                                              .use_coor_descent = true,
-                                                              .coor_descent_iters = 10,
-                                                              .coor_descent_sparsity_k = 9,
-                                                              .coor_descent_eps = 11,
-                                                              .coor_descent_eps_init = 12,
-                                                              .coor_descent_eps_decay = 0.13,
-                                                              .coor_descent_solver = "exact"}));
+            config::to_json(
+                nn::CoordinateDescentAttentionOptions{.dim = 3,
+                                                      .dim_head = 5,
+                                                      .heads = 6,
+                                                      .use_coor_descent = true,
+                                                      .coor_descent_iters = 10,
+                                                      .coor_descent_sparsity_k = 8,
+                                                      .coor_descent_eps = 11,
+                                                      .coor_descent_eps_init = 12,
+                                                      .coor_descent_eps_decay = 0.13,
+                                                      .coor_descent_solver = "exact",
+                                                      .attn_null_kv = 14,
+                                                      .learned_sparsity_k = true,
+                                                      .coor_descent_normalize = true,
+                                                      .attn_kind = "coordinate_descent",
+                                                      .attn_top_k = 15,
+                                                      .attn_route_dim_head = 16,
+                                                      .attn_route_heads = 2,
+                                                      .attn_route_score = "coordinate_descent"}));
+  EXPECT_EQ(config::to_json(layer.feed_forward->options),
+            config::to_json(nn::CoordinateDescentFeedForwardOptions{.dim = 3,
+                                                                    .mult = 7,
+                                                                    .use_coor_descent = true,
+                                                                    .coor_descent_iters = 10,
+                                                                    .coor_descent_sparsity_k = 9,
+                                                                    .coor_descent_eps = 11,
+                                                                    .coor_descent_eps_init = 12,
+                                                                    .coor_descent_eps_decay = 0.13,
+                                                                    .coor_descent_solver = "exact",
+                                                                    .coor_descent_gate = true}));
 }
 
 struct WrapperImpl : torch::nn::Cloneable<WrapperImpl> {
@@ -237,9 +251,8 @@ TEST(CoordinateDescentTransformer, RefusesOptionsThatDoNotFit) {
   refuses([](Options& o) { o.ff_coor_descent_sparsity_k = 0; },
           name + "expected `ff_coor_descent_sparsity_k` to be finite and positive, but got 0.");
   refuses([](Options& o) { o.learned_sparsity_k = true; },
-          name +
-              "expected `learned_sparsity_k` only with `attn_use_coor_descent`: a softmax has no "
-              "k to learn.");
+          "weir::CoordinateDescentAttention: expected `learned_sparsity_k` only with coordinate "
+          "descent: softmax has no k to learn.");
   refuses([](Options& o) { o.heads = 0; },
           "weir::CoordinateDescentAttention: expected `heads` to be at least 1, but got 0.");
 }

@@ -19,7 +19,7 @@ namespace weir::models {
 inline constexpr double kCachedFloat64 = 1e-10;
 inline constexpr double kCachedFloat32 = 1e-5;
 
-/// Softmax, both solvers, null keys and learned k; room for 12 tokens out of 23.
+/// Every kind of attention, both solvers, null keys and learned k; room for 12 tokens out of 23.
 inline std::vector<nn::Named<CoordinateDescentTransformerOptions>> small_cases() {
   const CoordinateDescentTransformerOptions softmax = {.num_tokens = 23,
                                                        .dim = 12,
@@ -35,7 +35,20 @@ inline std::vector<nn::Named<CoordinateDescentTransformerOptions>> small_cases()
   auto learned = iterative;
   learned.learned_sparsity_k = true;
   learned.attn_null_kv = 2;
-  return {{"softmax", softmax}, {"iterative", iterative}, {"exact", exact}, {"learned", learned}};
+  auto gated = softmax;
+  gated.attn_kind = "coordinate_descent";
+  gated.coor_descent_normalize = gated.ff_use_coor_descent = gated.ff_coor_descent_gate = true;
+  auto top_k = softmax;
+  top_k.attn_kind = "top_k";
+  top_k.attn_top_k = 4;
+  auto low_rank = top_k;
+  low_rank.attn_kind = "low_rank";
+  low_rank.attn_route_dim_head = 3;
+  low_rank.attn_route_heads = 1;
+  low_rank.attn_null_kv = 1;
+  return {{"softmax", softmax},  {"iterative", iterative}, {"exact", exact},
+          {"learned", learned},  {"gated", gated},         {"top_k", top_k},
+          {"low_rank", low_rank}};
 }
 
 /// A model of these options whose weights are away from their initial values.

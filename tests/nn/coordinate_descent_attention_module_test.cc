@@ -25,6 +25,13 @@ TEST(CoordinateDescentAttentionModule, HasThePublishedNames) {
               ElementsAre("null_kv", "norm.weight", "norm.bias", "to_learned_k.weight",
                           "to_learned_k.bias", "to_qkv.weight", "to_out.weight"));
   EXPECT_EQ(learned->null_kv.sizes(), at::IntArrayRef({2, 8, 3, 64}));
+  CoordinateDescentAttention low_rank(
+      {.dim = 8, .attn_null_kv = 3, .attn_kind = "low_rank", .attn_route_heads = 2});
+  EXPECT_THAT(parameter_names(*low_rank),
+              ElementsAre("null_kv", "null_route_k", "norm.weight", "norm.bias", "to_qkv.weight",
+                          "to_out.weight", "to_route_qk.weight"));
+  EXPECT_EQ(low_rank->null_route_k.sizes(), at::IntArrayRef({2, 3, 16}));
+  EXPECT_EQ(low_rank->to_route_qk->weight.sizes(), at::IntArrayRef({2 * 2 * 16, 8}));
 }
 
 TEST(CoordinateDescentAttentionModule, CopiesAgree) {
@@ -62,7 +69,10 @@ TEST(CoordinateDescentAttentionModule, RunsInEveryFloatingType) {
 TEST(CoordinateDescentAttentionModule, PrintsItsOptions) {
   EXPECT_THAT(
       printed(CoordinateDescentAttention(Options{.dim = 8, .dim_head = 4})),
-      ::testing::StartsWith("weir::nn::CoordinateDescentAttention(dim=8, dim_head=4, heads=8)("));
+      ::testing::StartsWith(
+          "weir::nn::CoordinateDescentAttention(dim=8, dim_head=4, heads=8, attn_kind=softmax)("));
+  EXPECT_THAT(printed(CoordinateDescentAttention(Options{.dim = 8, .attn_kind = "top_k"})),
+              ::testing::HasSubstr("attn_kind=top_k, attn_top_k=32)"));
   EXPECT_THAT(printed(CoordinateDescentAttention(Options{.dim = 8, .use_coor_descent = true})),
               ::testing::HasSubstr("coor_descent_sparsity_k=1, coor_descent_solver=iterative"));
 }
@@ -99,7 +109,20 @@ TEST(CoordinateDescentAttentionModule, RefusesOptionsThatDoNotFit) {
        "expected `coor_descent_solver` to be \"iterative\" or \"exact\", but got \"newton\"."},
       {{.dim = 8, .attn_null_kv = -1}, "expected `attn_null_kv` to be at least 0, but got -1."},
       {{.dim = 8, .learned_sparsity_k = true},
-       "expected `learned_sparsity_k` only with `use_coor_descent`: a softmax has no k to learn."},
+       "expected `learned_sparsity_k` only with coordinate descent: softmax has no k to learn."},
+      {{.dim = 8, .use_coor_descent = true, .attn_kind = "top_k"},
+       "expected `attn_kind` \"coordinate_descent\" with `use_coor_descent`, but got \"top_k\"."},
+      {{.dim = 8, .attn_kind = "hard"},
+       "expected `attn_kind` to be \"softmax\", \"coordinate_descent\", \"top_k\" or \"low_rank\", "
+       "but got \"hard\"."},
+      {{.dim = 8, .attn_top_k = 0}, "expected `attn_top_k` to be at least 1, but got 0."},
+      {{.dim = 8, .attn_route_dim_head = 0},
+       "expected `attn_route_dim_head` to be at least 1, but got 0."},
+      {{.dim = 8, .attn_route_heads = 3},
+       "expected `attn_route_heads` to divide `heads`, 8, but got 3."},
+      {{.dim = 8, .attn_route_score = "hard"},
+       "expected `attn_route_score` to be \"softmax\" or \"coordinate_descent\", but got "
+       "\"hard\"."},
   };
   for (const auto& [options, words] : refusals) {
     expect_refusal([&] { CoordinateDescentAttention attention(options); },

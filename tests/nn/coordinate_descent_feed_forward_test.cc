@@ -32,6 +32,8 @@ const Named<Options> kCases[] = {
       .use_coor_descent = true,
       .coor_descent_sparsity_k = 5,
       .coor_descent_solver = "exact"}},
+    {"gated",
+     {.dim = 6, .use_coor_descent = true, .coor_descent_sparsity_k = 5, .coor_descent_gate = true}},
 };
 
 // The activation of one row, in scalar double.
@@ -56,6 +58,9 @@ std::vector<double> plain_activation(const Options& options, const std::vector<d
                                                options.coor_descent_eps_init.value_or(eps),
                                                options.coor_descent_eps_decay))
                  .weights;
+  }
+  for (std::size_t j = 0; options.coor_descent_gate && j < hidden.size(); ++j) {
+    result[j] *= hidden[j];
   }
   return result;
 }

@@ -99,6 +99,22 @@ TEST(CoordinateDescentAttention, SaturatedRowsSumTheirValues) {
   }
 }
 
+TEST(CoordinateDescentAttention, ExactWeightsSumToTheBudgetOrToTheVisibleKeys) {
+  torch::manual_seed(8);
+  for (const auto dtype : {kDouble, torch::kFloat}) {
+    for (const std::int64_t n : {9, 700}) {
+      const Tensor query = torch::randn({1, 2, n, 16}).to(dtype),
+                   key = torch::randn({1, 2, n, 16}).to(dtype);
+      const Tensor each = torch::eye(n, dtype).expand({1, 2, n, n});  // the weights themselves
+      const Tensor weights = ops::coordinate_descent_attention(query, key, each, 5.3, {},
+                                                               {.causal = true, .solver = "exact"});
+      const Tensor sums = weights.to(kDouble).sum(-1);
+      const Tensor visible = torch::arange(1, n + 1, kDouble).clamp_max(5.3);
+      EXPECT_LE(((sums - visible) / visible).abs().max().item<double>(), 1e-6) << n;
+    }
+  }
+}
+
 TEST(CoordinateDescentAttention, WhatIsNotSeenNeverReachesAResult) {
   torch::manual_seed(5);
   const Tensor mask = torch::rand({2, 90}) < 0.6;

@@ -203,6 +203,51 @@ class TopKAttention(unittest.TestCase):
             torch.testing.assert_close(q.grad, again.grad)
 
 
+def low_rank_samples(dtype=torch.float32, n=7, m=9):
+    """(tensors, keywords, k) of low_rank_attention: masks, routing heads and key heads that group differently, both scores."""
+    route_query, route_key = torch.randn(2, 2, n, 2, dtype=dtype), torch.randn(2, 1, m, 2, dtype=dtype)
+    query, key, value = torch.randn(2, 4, n, 5, dtype=dtype), torch.randn(2, 4, m, 5, dtype=dtype), torch.randn(2, 4, m, 3, dtype=dtype)
+    key_mask, mask = torch.rand(2, m) < 0.8, torch.rand(2, n, m) < 0.8
+    for keywords in ({}, dict(causal=True, score="coordinate_descent", eps=0.7), dict(key_mask=key_mask, mask=mask, scale=-0.3, route_scale=0.8)):
+        for k in (1, 3, m + 2):
+            yield [x.clone().requires_grad_() for x in (route_query, route_key, query, key, value)], keywords, k
+
+
+class LowRankAttention(unittest.TestCase):
+    def test_opcheck(self):
+        for tensors, keywords, k in low_rank_samples():
+            with self.subTest(k=k, keywords=list(keywords)):
+                torch.library.opcheck(weir.low_rank_attention.default, (*tensors, k), keywords)
+                get = keywords.get
+                rule = ([k, int(get("causal", False))], [get("scale", 0.5), get("route_scale", 0.7), get("eps", 0.1), 1.125], get("score", "softmax"))
+                private = (*tensors, get("key_mask"), get("mask"), *rule)
+                torch.library.opcheck(weir._low_rank_attention.default, private)
+                output, *chosen = weir._low_rank_attention(*private)
+                grad_args = (torch.randn_like(output), *(x.detach() for x in tensors), *chosen, *rule)
+                torch.library.opcheck(weir._low_rank_attention_backward.default, grad_args)
+
+    def test_derivatives(self):
+        """Behind the route, where finite differences see what the gradient is of."""
+        torch.manual_seed(0)
+        for (route_query, route_key, *tensors), keywords, k in low_rank_samples(torch.float64, n=3, m=5):
+            route = route_query.detach(), route_key.detach()
+            run = lambda q, key, v: package.ops.low_rank_attention(*route, q, key, v, k, **keywords)
+            with self.subTest(k=k, keywords=list(keywords)):
+                self.assertTrue(torch.autograd.gradcheck(run, tensors))
+                self.assertTrue(torch.autograd.gradgradcheck(run, tensors))
+
+    def test_one_graph(self):
+        torch._dynamo.reset()
+        run = lambda q: weir.low_rank_attention(q[..., :2], q[..., :2], q, q, q, 6, causal=True, scale=0.5, route_scale=0.7)
+        f = torch.compile(run, fullgraph=True, backend="aot_eager", dynamic=True)
+        for n in (4, 5, 8, 13):
+            q, again = (x.requires_grad_() for x in torch.randn(1, 2, n, 4).expand(2, 1, 2, n, 4).clone())
+            got, want = f(q), run(again)
+            torch.testing.assert_close(got, want)
+            got.square().sum().backward(), want.square().sum().backward()
+            torch.testing.assert_close(q.grad, again.grad)
+
+
 class Gradcheck(unittest.TestCase):
     def test_first_and_second_derivatives(self):
         torch.manual_seed(0)

@@ -15,6 +15,7 @@
 #include <cstdint>
 #include <optional>
 #include <ostream>
+#include <span>
 #include <string>
 
 #include "weir/export.h"
@@ -25,7 +26,8 @@
 
 namespace weir::models {
 
-/// The arguments of the published `Transformer`, and the solver with its schedule.
+/// The arguments of the published `Transformer`, the solver with its schedule, and the other kinds
+/// of attention.
 struct CoordinateDescentTransformerOptions {
   std::int64_t num_tokens = 0;
   std::int64_t dim = 0;
@@ -45,6 +47,13 @@ struct CoordinateDescentTransformerOptions {
   std::string coor_descent_solver = "iterative";
   std::int64_t attn_null_kv = 0;
   bool learned_sparsity_k = false;
+  bool coor_descent_normalize = false;
+  std::string attn_kind = "softmax";
+  std::int64_t attn_top_k = 32;
+  std::int64_t attn_route_dim_head = 16;
+  std::optional<std::int64_t> attn_route_heads = std::nullopt;
+  std::string attn_route_score = "softmax";
+  bool ff_coor_descent_gate = false;
 
   template <class Visitor>
   static void fields(Visitor&& field) {
@@ -57,7 +66,7 @@ struct CoordinateDescentTransformerOptions {
     field("heads", &Self::heads, "Number of attention heads.");
     field("ff_mult", &Self::ff_mult, "Hidden units of the feed-forward as a multiple of dim.");
     field("attn_use_coor_descent", &Self::attn_use_coor_descent,
-          "Coordinate descent in place of the attention's softmax.");
+          "The published switch: attn_kind coordinate_descent.");
     field("ff_use_coor_descent", &Self::ff_use_coor_descent,
           "Coordinate descent in place of the feed-forward's GELU.");
     field("attn_coor_descent_sparsity_k", &Self::attn_coor_descent_sparsity_k,
@@ -76,6 +85,18 @@ struct CoordinateDescentTransformerOptions {
     field("attn_null_kv", &Self::attn_null_kv, "Learned keys and values that every query may see.");
     field("learned_sparsity_k", &Self::learned_sparsity_k,
           "Predict k per query and head, between 1 and attn_coor_descent_sparsity_k.");
+    field("coor_descent_normalize", &Self::coor_descent_normalize,
+          "Divide by the sum of the weights, so that they average like a softmax.");
+    field("attn_kind", &Self::attn_kind, "softmax, coordinate_descent, top_k or low_rank.");
+    field("attn_top_k", &Self::attn_top_k, "Keys that a query keeps: top_k and low_rank.");
+    field("attn_route_dim_head", &Self::attn_route_dim_head,
+          "Feature size of a routing head: low_rank.");
+    field("attn_route_heads", &Self::attn_route_heads,
+          "Routing heads, each choosing for heads / attn_route_heads heads; none: one per head.");
+    field("attn_route_score", &Self::attn_route_score,
+          "How routing heads learn: softmax or coordinate_descent over the keys they chose.");
+    field("ff_coor_descent_gate", &Self::ff_coor_descent_gate,
+          "Multiply the hidden values with the weights instead of replacing them.");
   }
 };
 
@@ -92,7 +113,7 @@ class WEIR_API CoordinateDescentLayerImpl
 
   /// As nn::CoordinateDescentAttention::step.
   at::Tensor step(const at::Tensor& x, const at::Tensor& positions, std::int64_t length,
-                  nn::KeyValues& past);
+                  std::span<nn::KeyValues> past);
 
   nn::CoordinateDescentAttentionOptions attention_options;
   nn::CoordinateDescentFeedForwardOptions feed_forward_options;

@@ -3,7 +3,8 @@
 //
 //   x (..., dim) -> LayerNorm -> Linear -> activation (..., dim * mult) -> Linear -> (..., dim)
 //
-// Coordinate descent replaces the hidden values by their soft top-k weights in [0, 1].
+// Coordinate descent replaces the hidden values by their soft top-k weights in [0, 1], or
+// multiplies them with these.
 #pragma once
 
 #include <ATen/core/Tensor.h>
@@ -33,6 +34,7 @@ struct CoordinateDescentFeedForwardOptions {
   std::optional<double> coor_descent_eps_init = 4.0;
   double coor_descent_eps_decay = 0.7;
   std::string coor_descent_solver = "iterative";
+  bool coor_descent_gate = false;
 
   template <class Visitor>
   static void fields(Visitor&& field) {
@@ -51,6 +53,8 @@ struct CoordinateDescentFeedForwardOptions {
           "Factor on the entropy from one iteration to the next.");
     field("coor_descent_solver", &Self::coor_descent_solver,
           "iterative (coor_descent_iters steps) or exact (rows sum to k).");
+    field("coor_descent_gate", &Self::coor_descent_gate,
+          "Multiply the hidden values with the weights instead of replacing them.");
   }
 };
 
