@@ -95,10 +95,7 @@ HWY_INLINE void AttendToKept(const LowRankAttentionForward<Value, T>& args, std:
                         value_rows = ValueRows(args.in, batch, kv_head);
   LoadRow(QueryRow(args.in, batch, head, i), key_rows.count, T(0), at.query);
   ScaleRow(at.query, Padded(key_rows.count), static_cast<T>(shape.scale), at.query);
-  for (std::size_t j = 0; j < count; ++j) {
-    const Value* row = key_rows.at + static_cast<std::int64_t>(keys[j]) * key_rows.step;
-    at.weights[j] = Dot(at.query, row, key_rows.count);
-  }
+  DotKept(at.query, key_rows, count, keys, at.weights);
   if (count > 0) Softmax(1.0, count, at.weights);
   if (!finite) std::fill_n(at.weights, count, std::numeric_limits<T>::quiet_NaN());
   StoreKept(at.weights, count, args.k, T(0), args.weights + index * args.k);

@@ -229,9 +229,7 @@ HWY_INLINE void BackwardOverKept(const TopKAttentionBackward<Value, T>& args, st
         const std::size_t kept = CountKept(indices, args.k);
         LoadRow(args.weights + index * args.k, kept, T(0), at.weights);
         LoadRow(args.grad + index * shape.value_dim, values.count, T(0), at.upstream);
-        for (std::size_t j = 0; j < kept; ++j) {
-          at.grads[j] = Dot(at.upstream, values.at + indices[j] * values.step, values.count);
-        }
+        DotKept(at.upstream, values, kept, indices, at.grads);
         std::fill(at.grads + kept, at.grads + Padded(kept), T(0));
         products(index, kept, at);
         GradientOfSoftmax(kept, at.weights, at.grads);
