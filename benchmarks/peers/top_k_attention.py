@@ -1,8 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""top_k_attention against eager torch and PyTorch's dense attention on W9 of docs/performance.md. Prints JSON.
+"""top_k_attention and low_rank_attention against eager torch and PyTorch's dense attention on W9 of docs/performance.md. Prints JSON.
 
 Eager works in chunks of queries, as the published code does: logits, torch.topk, softmax over them; then either the values of
-the kept keys are gathered, or the weights are scattered into a dense matrix and multiplied.
+the kept keys are gathered, or the weights are scattered into a dense matrix and multiplied. low_rank_attention chooses by the
+first 16 features of queries and keys: per head, or once for four heads.
 
 usage: top_k_attention.py [WORKLOAD...]   WEIR_LIBRARY names libweir.so
 """
@@ -15,7 +16,9 @@ import torch.nn.functional as F
 from block_sparse_attention import run, seconds
 
 weir = torch.ops.weir.top_k_attention
+low_rank = torch.ops.weir.low_rank_attention
 HEADS, DIM, K, CHUNK = 12, 64, 128, 1024
+ROUTE_DIM = 16
 
 
 def eager(q, k, v, gathered):
@@ -36,8 +39,15 @@ def eager(q, k, v, gathered):
     return torch.cat(outputs, 2)
 
 
+def routed(q, k, v, heads):
+    route = (x[:, :: HEADS // heads, :, :ROUTE_DIM] for x in (q, k))
+    return low_rank(*route, q, k, v, K, causal=True)
+
+
 METHODS = {
     "weir": lambda q, k, v: weir(q, k, v, K, causal=True),
+    "weir low_rank, 12 routes": lambda q, k, v: routed(q, k, v, HEADS),
+    "weir low_rank, 3 routes": lambda q, k, v: routed(q, k, v, 3),
     "eager, gathered": lambda q, k, v: eager(q, k, v, True),
     "eager, scattered": lambda q, k, v: eager(q, k, v, False),
     "sdpa causal, dense": lambda q, k, v: F.scaled_dot_product_attention(q, k, v, is_causal=True),
@@ -55,6 +65,9 @@ def main():
             # A few rows of nearly equal logits may keep another key.
             error = (METHODS["weir"](q, k, v) - METHODS["eager, gathered"](q, k, v)).abs().amax(-1)
             assert (error > 1e-5).float().mean() < 1e-3, f"W9: wrong answer, off by {error.max().item()}"
+            # Routed by all features it is top_k_attention.
+            error = (low_rank(q, k, q, k, v, K, causal=True) - METHODS["weir"](q, k, v)).abs().max().item()
+            assert error < 1e-5, f"W9: wrong answer of low_rank_attention, off by {error}"
         report["results"]["W9 n 2048, k 128"] = run(q, k, v, torch.randn_like(q), METHODS, 3)
         q, k, v = (torch.randn(1, HEADS, 16384, DIM) for _ in range(3))
         weir(q[:, :, :64], k, v, K)

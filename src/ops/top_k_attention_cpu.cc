@@ -7,20 +7,12 @@
 #include <ATen/ops/empty.h>
 #include <torch/library.h>
 
-#include "ops/block_sparse_attention_operands.h"
-#include "ops/block_sparse_attention_plan.h"
 #include "ops/parallel.h"
 #include "ops/top_k_attention.h"
+#include "ops/top_k_attention_operands.h"
 
 namespace weir::ops {
 namespace {
-
-std::int64_t number(const c10::SymInt& size) { return size.guard_int(__FILE__, __LINE__); }
-
-template <class Scalar>
-Value<Scalar>* values_of(const at::Tensor& tensor) {
-  return reinterpret_cast<Value<Scalar>*>(tensor.data_ptr<Scalar>());
-}
 
 TopKAttentionResult forward_cpu(const at::Tensor& query, const at::Tensor& key,
                                 const at::Tensor& value, const OptionalTensor& key_mask,
@@ -35,7 +27,7 @@ TopKAttentionResult forward_cpu(const at::Tensor& query, const at::Tensor& key,
   const at::Tensor indices = at::empty_symint(kept_shape, query.options().dtype(at::kInt));
   const at::Tensor weights =
       at::empty_symint(kept_shape, query.options().dtype(problem.attention.compute));
-  const std::int64_t kept = number(problem.kept);
+  const std::int64_t kept = problem.kept.guard_int(__FILE__, __LINE__);
   AT_DISPATCH_FLOATING_TYPES_AND2(
       at::kHalf, at::kBFloat16, query.scalar_type(), "weir::top_k_attention", [&] {
         using T = Compute<scalar_t>;
@@ -67,12 +59,7 @@ TopKAttentionGradients backward_cpu(const at::Tensor& grad, const at::Tensor& qu
   const at::Tensor upstream = grad.contiguous(), chosen = indices.contiguous(),
                    shares = weights.contiguous();
   const at::Tensor grad_query = at::empty(query.sizes(), query.options());
-  const auto sums = [&](const at::Tensor& x) {
-    return at::empty({shape.key_parts, shape.batch, shape.kv_heads, shape.keys,
-                      kernels::top_k_attention_row(x.size(-1))},
-                     x.options().dtype(problem.attention.compute));
-  };
-  const at::Tensor key_sums = sums(key), value_sums = sums(value);
+  const at::Tensor key_sums = sums_of_parts(shape, key), value_sums = sums_of_parts(shape, value);
   const std::int64_t kept = indices.size(-1);
   AT_DISPATCH_FLOATING_TYPES_AND2(
       at::kHalf, at::kBFloat16, query.scalar_type(), "weir::top_k_attention", [&] {
@@ -86,22 +73,13 @@ TopKAttentionGradients backward_cpu(const at::Tensor& grad, const at::Tensor& qu
             .grad_query = values_of<scalar_t>(grad_query),
             .grad_key = key_sums.mutable_data_ptr<T>(),
             .grad_value = value_sums.mutable_data_ptr<T>()};
-        const std::int64_t queries = shape.heads * shape.queries;  // of one batch entry
-        parallel_rows(shape.batch * shape.kv_heads * shape.key_parts,
-                      queries * kept * (shape.dim + shape.value_dim) /
-                          std::max<std::int64_t>(1, 4 * shape.kv_heads * shape.key_parts),
+        parallel_rows(shape.batch * shape.kv_heads * shape.key_parts, backward_cost(shape, kept),
                       kernels::top_k_attention_workspace_bytes(shape, kept, true),
                       [&](std::int64_t begin, std::int64_t end, std::byte* workspace) {
                         kernels::top_k_attention_backward(args, begin, end, workspace);
                       });
       });
-  const auto whole = [](const at::Tensor& parts, const at::Tensor& like) {
-    const at::Tensor sum = parts.size(0) == 1 ? parts.squeeze(0) : parts.sum(0);
-    if (sum.sizes() == like.sizes() && sum.scalar_type() == like.scalar_type()) return sum;
-    // Into strides that Meta says: contiguous() leaves a single row those of its padding.
-    return at::empty(like.sizes(), like.options()).copy_(sum.narrow(-1, 0, like.size(-1)));
-  };
-  return {grad_query, whole(key_sums, key), whole(value_sums, value)};
+  return {grad_query, sum_of_parts(key_sums, key), sum_of_parts(value_sums, value)};
 }
 
 TORCH_LIBRARY_IMPL(weir, CPU, m) {

@@ -55,6 +55,45 @@ struct KeptRows {
   std::size_t count = 0;  // entries of a row
 };
 
+/// to[j] = <a, kept row j>, a padded. Four rows at a time: their sums do not wait for each other.
+template <class Value, class T, class Index>
+HWY_INLINE void DotKept(const T* HWY_RESTRICT a, const KeptRows<Value>& rows, std::size_t kept,
+                        const Index* keys, T* HWY_RESTRICT to) {
+  constexpr std::size_t kRows = 4;
+  const hn::ScalableTag<T> d;
+  const std::size_t lanes = hn::Lanes(d);
+  const auto row = [&](std::size_t j) {
+    return rows.at + static_cast<std::int64_t>(keys[j]) * rows.step;
+  };
+  std::size_t j = 0;
+  for (; j + kRows <= kept; j += kRows) {
+    const Value* at[kRows] = {row(j), row(j + 1), row(j + 2), row(j + 3)};
+    hn::Vec<decltype(d)> sum[kRows];
+#pragma GCC unroll 4
+    for (std::size_t n = 0; n < kRows; ++n) sum[n] = hn::Zero(d);
+    std::size_t i = 0;
+    for (; i + lanes <= rows.count; i += lanes) {
+      const auto part = hn::Load(d, a + i);
+#pragma GCC unroll 4
+      for (std::size_t n = 0; n < kRows; ++n) {
+        sum[n] = hn::MulAdd(part, LoadValues(d, at[n] + i), sum[n]);
+      }
+    }
+    if (i < rows.count) {
+      const auto part = hn::Load(d, a + i);
+#pragma GCC unroll 4
+      for (std::size_t n = 0; n < kRows; ++n) {
+        sum[n] = hn::MulAdd(part, LoadPart(d, at[n], i, rows.count), sum[n]);
+      }
+    }
+#pragma GCC unroll 4
+    for (std::size_t n = 0; n < kRows; ++n) {
+      to[j + n] = hn::GetLane(hn::SumOfLanes(d, sum[n]));
+    }
+  }
+  for (; j < kept; ++j) to[j] = Dot(a, row(j), rows.count);
+}
+
 /// Vectors i, i + lanes, ... of sums = sum over the kept rows of weight times row.
 template <std::size_t kVectors, class Value, class T, class Index>
 HWY_INLINE void SumVectors(const KeptRows<Value>& rows, std::size_t kept, const Index* keys,
