@@ -1,7 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
 // coordinate_descent_attention from ATen operators, dense: the logits of every pair, the composite
 // of coordinate_descent, a product. What is not finite is taken out before the products, since
-// 0 * NaN = NaN, and put back as NaN weights of exactly the queries that see it.
+// 0 * NaN = NaN. It comes back as NaN weights of exactly the queries that see such a key, and as
+// NaN results where such a value has a weight.
 #include <ATen/TensorOperators.h>
 #include <ATen/ops/arange.h>
 #include <ATen/ops/isfinite.h>
@@ -22,11 +23,12 @@ using Problem = CoordinateDescentAttentionProblem;
 
 /// The operands in the dtype of the computation, finite, with the key heads repeated.
 struct Dense {
-  at::Tensor visible;  // bool, broadcasts to logits
-  at::Tensor query;    // (batch, heads, n, dim), times scale
-  at::Tensor key;      // (batch, heads, m, dim)
-  at::Tensor value;    // (batch, heads, m, value_dim)
-  at::Tensor logits;   // (batch, heads, n, m); NaN for the queries that see NaN
+  at::Tensor visible;                   // bool, broadcasts to logits
+  at::Tensor query;                     // (batch, heads, n, dim), times scale
+  at::Tensor key;                       // (batch, heads, m, dim)
+  at::Tensor value;                     // (batch, heads, m, value_dim)
+  at::Tensor logits;                    // (batch, heads, n, m); NaN for the queries that see NaN
+  std::optional<at::Tensor> bad_value;  // bool, like value: not finite. None: nothing
 };
 
 /// bool, broadcasts to (batch, heads, n, m): the keys that a query sees.
@@ -49,8 +51,7 @@ Dense prepare(const Problem& problem, const at::Tensor& query, const at::Tensor&
               const at::Tensor& value, const OptionalTensor& key_mask, const OptionalTensor& mask) {
   const auto bad = [](const at::Tensor& x) { return at::isfinite(x).logical_not(); };
   const at::Tensor bad_query = bad(query), bad_key = bad(key), bad_value = bad(value);
-  const at::Tensor bad_keys =
-      (bad_key.any(-1, /*keepdim=*/true) | bad_value.any(-1, /*keepdim=*/true)).transpose(-2, -1);
+  const at::Tensor bad_keys = bad_key.any(-1, /*keepdim=*/true).transpose(-2, -1);
   const auto clean = [&](const at::Tensor& x, const at::Tensor& away) {
     return x.to(problem.compute).masked_fill(away, 0);
   };
@@ -62,6 +63,7 @@ Dense prepare(const Problem& problem, const at::Tensor& query, const at::Tensor&
   dense.query = clean(query, bad_query) * problem.rule.scale;
   dense.key = repeat_heads(problem.heads, clean(key, bad_key));
   dense.value = repeat_heads(problem.heads, clean(value, bad_value));
+  if (bad_value.any().item<bool>()) dense.bad_value = repeat_heads(problem.heads, bad_value);
   dense.logits = at::matmul(dense.query, dense.key.transpose(-2, -1))
                      .masked_fill(poisoned, std::numeric_limits<double>::quiet_NaN());
   return dense;
@@ -72,6 +74,18 @@ std::tuple<at::Tensor, at::Tensor> weights_of(const Problem& problem, const Dens
   const auto& rule = problem.rule;
   return coordinate_descent_composite_forward(dense.logits, budget, dense.visible, rule.n_iters,
                                               rule.eps, rule.eps_init, rule.eps_decay, rule.solver);
+}
+
+/// Weights below the normal numbers are 0 in the kernel.
+at::Tensor counts(const at::Tensor& weights) {
+  return weights >= (weights.scalar_type() == at::kDouble ? std::numeric_limits<double>::min()
+                                                          : std::numeric_limits<float>::min());
+}
+
+/// `result`, NaN where `bad` (of a column of it) meets a weight that is not 0.
+at::Tensor poisoned(const at::Tensor& result, const at::Tensor& weights, const at::Tensor& bad) {
+  const at::Tensor meets = at::matmul(counts(weights).to(weights.dtype()), bad.to(weights.dtype()));
+  return result.masked_fill(meets > 0, std::numeric_limits<double>::quiet_NaN());
 }
 
 /// 1 / sum of the weights, (batch, heads, n, 1); 0 where there are none.
@@ -97,7 +111,9 @@ std::tuple<at::Tensor, at::Tensor> coordinate_descent_attention_composite_forwar
   const Dense dense = prepare(problem, query, key, value, key_mask, mask);
   auto [weights, trace] = weights_of(problem, dense, budget);
   if (problem.rule.normalize) weights = weights * inverse_total(weights);
-  return {at::matmul(weights, dense.value).to(query.scalar_type()), trace};
+  at::Tensor output = at::matmul(weights, dense.value);
+  if (dense.bad_value) output = poisoned(output, weights, *dense.bad_value);
+  return {output.to(query.scalar_type()), trace};
 }
 
 std::tuple<at::Tensor, at::Tensor, at::Tensor, at::Tensor>
@@ -120,6 +136,11 @@ coordinate_descent_attention_composite_backward(
   at::Tensor weights = std::get<0>(weights_of(problem, dense, budget));
   const at::Tensor upstream = grad.to(problem.compute);
   at::Tensor grad_weights = at::matmul(upstream, dense.value.transpose(-2, -1));
+  if (dense.bad_value) {
+    const at::Tensor bad = dense.bad_value->any(-1).unsqueeze(-2);  // (batch, heads, 1, m)
+    grad_weights =
+        grad_weights.masked_fill(bad & counts(weights), std::numeric_limits<double>::quiet_NaN());
+  }
   if (rule.normalize) {
     const at::Tensor inverse = inverse_total(weights);
     weights = weights * inverse;

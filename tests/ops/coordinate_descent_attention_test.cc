@@ -143,6 +143,32 @@ TEST(CoordinateDescentAttention, WhatIsNotSeenNeverReachesAResult) {
   }
 }
 
+TEST(CoordinateDescentAttention, AValueCountsWhereItsWeightIsNotZero) {
+  torch::manual_seed(9);
+  for (const std::int64_t m : {40, 600}) {  // a row per lane, and row by row
+    for (const char* solver : {"iterative", "exact"}) {
+      ChoosingCase c{3 * torch::randn({1, 2, 30, 8}, kDouble),
+                     3 * torch::randn({1, 1, m, 8}, kDouble), torch::randn({1, 1, m, 4}, kDouble),
+                     torch::full({}, 2.7, kDouble)};
+      c.options = {.n_iters = 15, .eps = 0.01, .eps_init = 4.0, .eps_decay = 0.7, .solver = solver};
+      const Tensor each = torch::eye(m, kDouble).view({1, 1, m, m});
+      const Tensor weights =
+          ops::coordinate_descent_attention(c.query, c.key, each, c.budget, {}, c.options);
+      const Tensor counts = weights.select(3, 5) > 0;  // (1, 2, 30)
+      ASSERT_TRUE(counts.any().item<bool>() && !counts.all().item<bool>());
+      c.value.index_put_({0, 0, 5, 3}, NAN);
+      const Tensor upstream = random_upstream(c);
+      for (const ChoosingResult& got :
+           {with_gradients(c, upstream, attention_of), composite_pair(c, upstream)}) {
+        EXPECT_TRUE(got[0].select(3, 3).isnan().equal(counts)) << m << solver;
+        EXPECT_FALSE(got[0].slice(3, 0, 3).isnan().any().item<bool>()) << m << solver;
+        EXPECT_FALSE(got[1].masked_fill(counts.unsqueeze(-1), 0).isnan().any().item<bool>())
+            << m << solver;
+      }
+    }
+  }
+}
+
 TEST(CoordinateDescentAttention, WhatAMaskHidesFromAQueryNeverReachesIt) {
   torch::manual_seed(7);
   for (const std::int64_t m : {90, 600}) {  // a row per lane, and row by row
