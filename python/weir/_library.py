@@ -44,5 +44,5 @@ def load():
 
 
 def describe(name):
-    """What the C++ side says of a module: {"name", "doc", "options", "inputs"}."""
+    """What the C++ side says of a module: {"name", "doc", "options", "inputs", "outputs"}."""
     return json.loads(torch.ops.weir._describe_module(name))

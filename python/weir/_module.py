@@ -7,6 +7,7 @@ parametrize, assignment) would go unseen by C++: the next call refuses it.
 """
 import copy
 import json
+from collections import namedtuple
 
 import torch
 from torch import nn
@@ -55,6 +56,8 @@ class Module(_Tensors):
     """Base of all modules of Weir. The class attribute `_name` is the name of the C++ module."""
 
     _name = None
+    Outputs = None
+    """The named tuple of a module that returns several tensors."""
 
     def __init__(self, *args, **kwargs):
         super().__init__()
@@ -116,7 +119,8 @@ class Module(_Tensors):
             bound = self._inputs_signature.bind(*args, **kwargs)
         except TypeError as error:
             raise TypeError(f"{type(self).__name__}: {error}") from None
-        return self._cpp.forward(dict(bound.arguments))
+        result = self._cpp.forward(dict(bound.arguments))
+        return result if self.Outputs is None else self.Outputs(*result)
 
     def train(self, mode=True):
         super().train(mode)
@@ -217,6 +221,15 @@ class LanguageModel(Module):
         return options["max_seq_len"] if "max_seq_len" in options else options["seq_len"]
 
 
+def _outputs(module, names):
+    """The named tuple of these names, as a class inside that of the module; None for a single tensor."""
+    if not names:
+        return None
+    outputs = namedtuple("Outputs", names, module="weir")
+    outputs.__qualname__ = f"{module}.Outputs"
+    return outputs
+
+
 def make_class(name):
     """The Python class of the C++ module `name`."""
     description = _library.describe(name)
@@ -237,5 +250,6 @@ def make_class(name):
         "_options_signature": options_signature,
         "_inputs_signature": inputs_signature,
         "forward": forward,
+        "Outputs": _outputs(name, description["outputs"]),
     }
     return type(name, (base,), body)

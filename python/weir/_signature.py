@@ -8,6 +8,7 @@ _TYPES = {
     "boolean": "bool",
     "string": "str",
     "integer or none": "int | None",
+    "integer or tensor": "int | torch.Tensor",
     "number or none": "float | None",
     "list of integers": "list[int]",
     "list of strings": "list[str]",

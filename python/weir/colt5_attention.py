@@ -1,5 +1,37 @@
 # SPDX-License-Identifier: Apache-2.0
 """The names of the package CoLT5-attention."""
+import torch
+
+from . import CoordinateDescentRouter as _CoordinateDescentRouter
 from .ops import coor_descent, topk
 
-__all__ = ["coor_descent", "topk"]
+__all__ = ["CoordinateDescentRouter", "coor_descent", "route_back", "topk"]
+
+
+def route_back(src, tokens, indices, mask=None):
+    """`src` with the rows at `indices` overwritten by `tokens`: a new tensor of the dtype of `src`.
+
+    Args:
+        src (torch.Tensor): (..., n, dim); leading sizes such as batch, or batch and routes.
+        tokens (torch.Tensor): (..., k, dim), of any floating dtype.
+        indices (torch.Tensor): int64 (..., k), each at most once in a row. Those outside [0, n), a router's fillers, are
+            dropped.
+        mask (torch.Tensor | None): Bool (..., k), false = drop too.
+
+    Returns:
+        torch.Tensor: (..., n, dim). Gradients of overwritten rows go to `tokens`, of the others to `src`.
+    """
+    return torch.ops.weir._route_back(src, tokens, indices, mask)
+
+
+class CoordinateDescentRouter(_CoordinateDescentRouter):
+    """`weir.CoordinateDescentRouter` with the package's `route_back`. `use_triton` and `triton_checkpoint_segments` are
+    accepted and not needed: there is one implementation."""
+
+    def __init__(self, *args, use_triton=False, triton_checkpoint_segments=None, **kwargs):
+        del use_triton, triton_checkpoint_segments
+        super().__init__(*args, **kwargs)
+
+    def route_back(self, src, routed_tokens, indices):
+        """`src` (batch, n, dim) with `routed_tokens` at `indices`; a new tensor, unlike the package's. See `route_back`."""
+        return route_back(src, routed_tokens, indices)

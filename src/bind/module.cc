@@ -15,6 +15,7 @@
 #include "models/state_dict.h"
 #include "weir/models/checkpoint.h"
 #include "weir/models/generate.h"
+#include "weir/nn/route_back.h"
 
 namespace weir::bind {
 namespace {
@@ -114,6 +115,8 @@ TORCH_LIBRARY_FRAGMENT(weir, m) {
       .def("load_weights", &Module::load_weights);
   m.def("_version() -> str", [] { return std::string(WEIR_VERSION); });
   m.def("_module_names() -> str[]", module_names);
+  m.def("_route_back(Tensor src, Tensor tokens, Tensor indices, Tensor? mask=None) -> Tensor",
+        nn::route_back);
   m.def("_describe_module(str name) -> str", [](const std::string& name) {
     return translated([&] { return describe_module(name).dump(); });
   });

@@ -15,6 +15,7 @@
 #include "weir/models/sparse_transformer.h"
 #include "weir/nn/coordinate_descent_attention.h"
 #include "weir/nn/coordinate_descent_feed_forward.h"
+#include "weir/nn/coordinate_descent_router.h"
 #include "weir/nn/local_attention.h"
 #include "weir/nn/local_feed_forward.h"
 #include "weir/nn/local_mha.h"
@@ -46,18 +47,28 @@ template <>
 constexpr const char* kInputType<std::optional<at::Tensor>> = "tensor or none";
 template <>
 constexpr const char* kInputType<std::optional<std::int64_t>> = "integer or none";
+template <>
+constexpr const char* kInputType<bool> = "boolean";
 
 struct RequiredInput {
   const char* name;
   const char* help;
+  const char* type = "tensor";
 };
 
-/// The tensors that a module's forward takes first.
+/// What a module's forward takes first.
 template <class Impl>
 constexpr std::array kRequired = {RequiredInput{"x", "(batch, n, dim)"}};
 template <>
 constexpr std::array kRequired<nn::CoordinateDescentFeedForwardImpl> = {
     RequiredInput{"x", "(..., dim)"}};
+template <>
+constexpr std::array kRequired<nn::CoordinateDescentRouterImpl> = {
+    RequiredInput{"x", "(batch, n, dim)"},
+    RequiredInput{"num_tokens",
+                  "How many tokens to route, at least 1, or int64 (batch) with a number per entry "
+                  "of the batch, at least 0",
+                  "integer or tensor"}};
 template <>
 constexpr std::array kRequired<nn::LocalFeedForwardImpl> = {RequiredInput{"x", "(..., dim)"}};
 template <>
@@ -77,16 +88,76 @@ template <class Impl, class Inputs>
 config::Json describe_inputs() {
   config::Json rows = config::Json::array();
   for (const RequiredInput& input : kRequired<Impl>) {
-    rows.push_back({{"name", input.name}, {"type", "tensor"}, {"help", input.help}});
+    rows.push_back({{"name", input.name}, {"type", input.type}, {"help", input.help}});
   }
   const Inputs defaults;
   Inputs::fields([&](const char* name, auto member, const char* help) {
     using T = std::remove_cvref_t<decltype(defaults.*member)>;
     static_assert(kInputType<T> != nullptr, "an input of another type: add a line above");
     rows.push_back({{"name", name}, {"type", kInputType<T>}, {"help", help}, {"default", nullptr}});
+    if constexpr (std::is_same_v<T, bool>) rows.back()["default"] = defaults.*member;
   });
   return rows;
 }
+
+/// A required argument, as whatever forward takes there.
+struct Argument {
+  const char* name;
+  c10::IValue value;
+
+  operator at::Tensor() const { return value.toTensor(); }  // NOLINT
+  operator nn::NumTokens() const {                          // NOLINT
+    TORCH_CHECK_TYPE(value.isInt() || value.isTensor(), "expected `", name,
+                     "` to be an integer or a tensor, but got ", value.tagKind(), ".");
+    return value.isInt() ? nn::NumTokens(value.toInt()) : nn::NumTokens(value.toTensor());
+  }
+};
+
+template <class Impl, std::size_t index>
+Argument argument(const Arguments& arguments) {
+  constexpr const char* name = kRequired<Impl>[index].name;
+  return {name, arguments.at(name)};
+}
+
+// ---- results of a call
+
+/// A tensor, or a struct of results as a tuple of its fields.
+template <class Result>
+c10::IValue returned(const Result& result) {
+  if constexpr (std::is_same_v<Result, at::Tensor>) {
+    return result;
+  } else {
+    std::vector<c10::IValue> values;
+    Result::fields([&](const char*, auto member) { values.emplace_back(result.*member); });
+    return c10::ivalue::Tuple::create(std::move(values));
+  }
+}
+
+/// The names of those fields; none for a tensor.
+template <class Result>
+config::Json describe_outputs() {
+  config::Json names = config::Json::array();
+  if constexpr (!std::is_same_v<Result, at::Tensor>) {
+    Result::fields([&](const char* name, auto) { names.push_back(name); });
+  }
+  return names;
+}
+
+template <class Impl, class Inputs>
+auto invoke(Impl& module, const Arguments& arguments, const Inputs& inputs) {
+  return [&]<std::size_t... index>(std::index_sequence<index...>) {
+    if constexpr (std::is_same_v<Inputs, NoInputs>) {
+      return module.forward(argument<Impl, index>(arguments)...);
+    } else {
+      return module.forward(argument<Impl, index>(arguments)..., inputs);
+    }
+  }
+  (std::make_index_sequence<kRequired<Impl>.size()>());
+}
+
+template <class Impl, class Inputs>
+using ResultOf = decltype(invoke(std::declval<Impl&>(), std::declval<const Arguments&>(),
+                                 std::declval<const Inputs&>()));
 
 template <class Impl, class Inputs>
 c10::IValue call(Impl& module, const Arguments& arguments) {
@@ -104,14 +175,7 @@ c10::IValue call(Impl& module, const Arguments& arguments) {
   });
   TORCH_CHECK_VALUE(arguments.size() == read, "expected no more than ", read,
                     " of the arguments, but got ", arguments.size(), ".");
-  return [&]<std::size_t... index>(std::index_sequence<index...>)->c10::IValue {
-    if constexpr (std::is_same_v<Inputs, NoInputs>) {
-      return module.forward(arguments.at(kRequired<Impl>[index].name).toTensor()...);
-    } else {
-      return module.forward(arguments.at(kRequired<Impl>[index].name).toTensor()..., inputs);
-    }
-  }
-  (std::make_index_sequence<kRequired<Impl>.size()>());
+  return returned(invoke(module, arguments, inputs));
 }
 
 template <class Impl, class Options, class Inputs = NoInputs>
@@ -135,7 +199,8 @@ constexpr Entry entry(const char* name, const char* doc, const char* kind = null
                 return config::Json{{"name", self.name},
                                     {"doc", self.doc},
                                     {"options", describe_options<Options>()},
-                                    {"inputs", describe_inputs<Impl, Inputs>()}};
+                                    {"inputs", describe_inputs<Impl, Inputs>()},
+                                    {"outputs", describe_outputs<ResultOf<Impl, Inputs>>()}};
               }};
 }
 
@@ -149,6 +214,13 @@ constexpr Entry kEntries[] = {
         "CoordinateDescentFeedForward",
         "Feed-forward layer whose activation is GELU or coordinate descent over the hidden units. "
         "(..., dim) -> (..., dim)"),
+    entry<nn::CoordinateDescentRouterImpl, nn::CoordinateDescentRouterOptions,
+          nn::CoordinateDescentRouterInputs>(
+        "CoordinateDescentRouter",
+        "Chooses num_tokens of the tokens x for each routing token. (batch, n, dim) -> the named "
+        "tuple indices, scores (batch, k), routed_tokens (batch, k, dim), routed_mask; with "
+        "several "
+        "routing tokens (batch, num_routing_tokens, k)"),
     entry<models::CoordinateDescentTransformerImpl, models::CoordinateDescentTransformerOptions>(
         "CoordinateDescentTransformer",
         "Causal language model of attention and feed-forward layers that may choose by coordinate "

@@ -45,7 +45,7 @@ config::Json describe_options() {
 BoundModule make_module(std::string_view name, const config::Json& options);
 
 /// {"name", "doc", "options": [{"name", "type", "help", "default" unless required}], "inputs": [the
-/// same]}
+/// same], "outputs": [names, none for one tensor]}
 config::Json describe_module(std::string_view name);
 
 std::vector<std::string> module_names();

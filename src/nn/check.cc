@@ -48,19 +48,18 @@ void check_padding(std::string_view module, const std::optional<at::Tensor>& mas
                     " like the tokens of `x`, but got ", mask->sizes(), ".");
 }
 
-void check_coordinate_descent(std::string_view module,
-                              const ops::CoordinateDescentOptions& solver) {
-  check_at_least(module, "coor_descent_iters", solver.n_iters, 1);
+void check_coordinate_descent(std::string_view module, const ops::CoordinateDescentOptions& solver,
+                              const CoordinateDescentNames& names) {
+  check_at_least(module, names.n_iters, solver.n_iters, 1);
   constexpr double kSmallestEps = 1e-12;  // that of the operator
   TORCH_CHECK_VALUE(std::isfinite(solver.eps) && solver.eps >= kSmallestEps, "weir::", module,
-                    ": expected `coor_descent_eps` to be finite and at least ", kSmallestEps,
+                    ": expected `", names.eps, "` to be finite and at least ", kSmallestEps,
                     ", but got ", solver.eps, ".");
-  if (solver.eps_init) check_positive(module, "coor_descent_eps_init", *solver.eps_init);
-  TORCH_CHECK_VALUE(solver.eps_decay > 0 && solver.eps_decay <= 1, "weir::", module,
-                    ": expected `coor_descent_eps_decay` to lie in (0, 1], but got ",
-                    solver.eps_decay, ".");
+  if (solver.eps_init) check_positive(module, names.eps_init, *solver.eps_init);
+  TORCH_CHECK_VALUE(solver.eps_decay > 0 && solver.eps_decay <= 1, "weir::", module, ": expected `",
+                    names.eps_decay, "` to lie in (0, 1], but got ", solver.eps_decay, ".");
   TORCH_CHECK_VALUE(solver.solver == "iterative" || solver.solver == "exact", "weir::", module,
-                    ": expected `coor_descent_solver` to be \"iterative\" or \"exact\", but got \"",
+                    ": expected `", names.solver, "` to be \"iterative\" or \"exact\", but got \"",
                     solver.solver, "\".");
 }
 

@@ -34,8 +34,18 @@ void check_tokens(std::string_view module, const at::Tensor& x, std::int64_t dim
 void check_padding(std::string_view module, const std::optional<at::Tensor>& mask,
                    const at::Tensor& x);
 
-/// The solver of a module whose options follow the published names `coor_descent_*`.
-void check_coordinate_descent(std::string_view module, const ops::CoordinateDescentOptions& solver);
+/// What a module calls the options of its solver.
+struct CoordinateDescentNames {
+  std::string_view n_iters = "coor_descent_iters";
+  std::string_view eps = "coor_descent_eps";
+  std::string_view eps_init = "coor_descent_eps_init";
+  std::string_view eps_decay = "coor_descent_eps_decay";
+  std::string_view solver = "coor_descent_solver";
+};
+
+/// The solver of a module; the default names are the published `coor_descent_*`.
+void check_coordinate_descent(std::string_view module, const ops::CoordinateDescentOptions& solver,
+                              const CoordinateDescentNames& names = {});
 
 /// The solver's options out of a module's, checked.
 template <class Options>

@@ -12,10 +12,12 @@ pytest.importorskip("coordinate_descent_attention", reason="tests/parity/require
 from coordinate_descent_attention import AutoregressiveWrapper  # noqa: E402
 
 from cases import CASES, SMALL, TRANSFORMERS, attention_case, normal, operator_case, tokens, uniform
+from colt5_cases import COLT5_CASES
 from harness import Function, build, check
 from local_attention_cases import LOCAL_CASES, LOCAL_TRANSFORMERS
 
 STEPS = 10
+ALL_CASES = CASES + LOCAL_CASES + COLT5_CASES
 
 
 def by_name(case):
@@ -23,7 +25,7 @@ def by_name(case):
 
 
 @pytest.mark.parametrize("dtype", (torch.float64, torch.float32), ids=("float64", "float32"))
-@pytest.mark.parametrize("case", CASES + LOCAL_CASES, ids=by_name)
+@pytest.mark.parametrize("case", ALL_CASES, ids=by_name)
 def test_parity(case, dtype, record_property):
     if dtype not in case.dtypes:
         pytest.skip("the package does not compute in this dtype")
@@ -31,7 +33,7 @@ def test_parity(case, dtype, record_property):
 
 
 def test_names_are_unique():
-    assert len({case.name for case in CASES + LOCAL_CASES}) == len(CASES + LOCAL_CASES)
+    assert len({case.name for case in ALL_CASES}) == len(ALL_CASES)
 
 
 OFF_BY_ONE_OPTION = ({"coor_descent_sparsity_k": 2.001}, {"coor_descent_iters": 21}, {"coor_descent_eps": 0.1001})

@@ -3,7 +3,7 @@ import pytest
 import torch
 import weir
 
-from small_modules import small_modules
+from small_modules import SUBCLASSES, small_modules
 
 
 @pytest.fixture(params=sorted(small_modules()))
@@ -11,7 +11,7 @@ def case(request):
     """(class, options, inputs) of one module."""
     torch.manual_seed(0)
     options, inputs = small_modules()[request.param]
-    return getattr(weir, request.param), options, inputs
+    return SUBCLASSES.get(request.param, getattr(weir, request.param)), options, inputs
 
 
 @pytest.fixture

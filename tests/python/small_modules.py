@@ -1,6 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """A small instance of every module, and inputs for it."""
 import torch
+import weir
+from weir.colt5_attention import route_back
 
 
 def tokens():
@@ -9,6 +11,18 @@ def tokens():
 
 # They have tests of their own.
 WITHOUT_PARAMETERS = ["LocalAttention", "SparseAttention"]
+
+
+class DenseRouter(weir.CoordinateDescentRouter):
+    """A router of one argument and one result: the routed tokens, times their scores, back at their places."""
+
+    def forward(self, x):
+        routed = super().forward(x, num_tokens=4)
+        return route_back(torch.zeros_like(x), routed.routed_tokens * routed.scores[..., None], routed.indices)
+
+
+# In place of the module itself, where that is not from one tensor to one.
+SUBCLASSES = {"CoordinateDescentRouter": DenseRouter}
 
 
 def small_modules():
@@ -20,6 +34,7 @@ def small_modules():
             tokens,
         ),
         "CoordinateDescentFeedForward": (dict(dim=16, use_coor_descent=True), tokens),
+        "CoordinateDescentRouter": (dict(dim=16, straight_through=False, eps=1.0), lambda: torch.rand(2, 7, 16)),
         "CoordinateDescentTransformer": (
             dict(num_tokens=19, dim=16, seq_len=12, depth=2, dim_head=8, heads=2, attn_use_coor_descent=True),
             lambda: torch.randint(0, 19, (2, 7)),

@@ -1,0 +1,82 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The table of the modules of CoLT5-attention: rows as in cases.py.
+
+Routers are compared where the package's are right: one route, or a batch of one (A1); a single block (A3); eps 1 and small
+similarities, so that few scores are exactly 1 (A6).
+"""
+import itertools
+
+from colt5_attention import CoordinateDescentRouter
+from torch import nn
+from weir.colt5_attention import CoordinateDescentRouter as WeirRouter
+
+from cases import label, normal
+from harness import Case
+from local_attention_cases import padding
+
+DIM = 16
+
+
+class Routing(nn.Module):
+    """A router called with `arguments`; what it chose by ascending index, since equal scores leave the order open."""
+
+    def __init__(self, router, keyword=None, **arguments):
+        super().__init__()
+        self.router, self.keyword, self.arguments = router, keyword, arguments
+
+    def forward(self, x, *more):
+        indices, *rest = self.router(x, **self.arguments, **dict(zip([self.keyword], more)))
+        if indices is None:
+            return indices, *rest
+        indices, order = indices.sort(dim=-1)
+        scores, tokens, mask = rest
+        tokens = tokens.gather(-2, order[..., None].expand_as(tokens))
+        return indices, scores.gather(-1, order), tokens, None if mask is None else mask.gather(-1, order)
+
+
+def router_case(batch, length, num_tokens, masked=False, call={}, **options):
+    """A call with a mask, with external routing tokens, or with neither."""
+    keyword = "routing_tokens" if options.get("learned_routing_tokens") else "mask"
+    routes = options.get("num_routing_tokens", 1)
+    sizes = dict(dim=DIM, eps=1.0) | options
+
+    def inputs():
+        x = normal(batch, length, DIM, scale=0.3)
+        if options.get("learned_routing_tokens"):
+            return x, normal(batch, routes, DIM, seed=1) if routes > 1 else normal(batch, DIM, seed=1)
+        return (x, padding(batch, length)) if masked else (x,)
+
+    name = f"Router: {batch} x {length} to {num_tokens}, {label(**call, **options)}{', masked' * masked}"
+    return Case(
+        name,
+        lambda: Routing(WeirRouter(**sizes), keyword, num_tokens=num_tokens, **call),
+        lambda: Routing(CoordinateDescentRouter(**sizes), keyword, num_tokens=num_tokens, **call),
+        inputs,
+        regime="one route or a batch of one; no blocks but a single one; few scores of 1",
+    )
+
+
+def router_cases():
+    for through, (batch, routes), k, masked in itertools.product(
+        (True, False), ((3, 1), (1, 1), (1, 3)), (1, 5, 16), (True, False)
+    ):
+        if masked and k == 16 and batch > 1:  # fewer tokens than that: the rest is arbitrary
+            continue
+        yield router_case(batch, 17, k, masked, straight_through=through, num_routing_tokens=routes)
+    for schedule in (dict(eps_init=None), dict(n_iters=5, eps_decay=0.9), dict(eps=0.5, n_iters=50)):
+        yield router_case(3, 17, 5, True, straight_through=False, **schedule)
+    yield router_case(3, 17, 2, True, straight_through=False, fetch_k_ratio=2.0)
+    for batch, routes in ((3, 1), (1, 3)):
+        options = dict(num_routing_tokens=routes, straight_through=False)
+        yield router_case(batch, 17, 5, True, cosine_sim_routing=True, **options)
+        yield router_case(batch, 17, 5, True, cosine_sim_routing=True, cosine_sim_scale=3, **options)
+        yield router_case(batch, 17, 5, learned_routing_tokens=True, **options)
+        yield router_case(batch, 17, 5, learned_routing_tokens=True, cosine_sim_routing=True, **options)
+        yield router_case(batch, 17, 5, True, route_block_size=17, **options)
+    for masked in (True, False):
+        yield router_case(3, 17, 5, masked, dict(keep_one_route_dim=True), straight_through=False)
+        for routes, keep in itertools.product((1, 3), (True, False)):
+            yield router_case(3, 6, 6, masked, dict(keep_one_route_dim=keep), num_routing_tokens=routes)
+
+
+COLT5_CASES = list(router_cases())

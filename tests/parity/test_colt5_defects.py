@@ -1,0 +1,215 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The rows A of docs/differences.md on modules: what CoLT5-attention does, and that Weir does the right thing."""
+import pytest
+import torch
+import weir
+from weir.colt5_attention import CoordinateDescentRouter, route_back
+
+pytest.importorskip("coordinate_descent_attention", reason="tests/parity/requirements.txt is not installed")
+
+from colt5_attention import CoordinateDescentRouter as Published
+
+from cases import normal
+from harness import TOLERANCES
+from local_attention_cases import padding
+
+DIM = 16
+
+
+def routers(dtype=torch.float64, **options):
+    """(package, Weir) with the same routing tokens."""
+    options = dict(dim=DIM, eps=1.0) | options
+    torch.manual_seed(0)
+    theirs, ours = Published(**options).to(dtype), CoordinateDescentRouter(**options).to(dtype)
+    ours.load_state_dict(theirs.state_dict())
+    return theirs, ours
+
+
+def entry(result, index):
+    return [None if tensor is None else tensor[index] for tensor in result]
+
+
+def assert_same(got, want, tolerance=TOLERANCES[torch.float64]):
+    """Entries of a batch: the same tokens, whatever their order."""
+    order = [result[0].sort(dim=-1) for result in (got, want)]
+    assert torch.equal(order[0].values, order[1].values)
+    for a, b in zip(got[1:], want[1:]):
+        if b is not None:
+            a, b = (t.gather(-1, o.indices) if t.dim() == o.indices.dim() else take(t, o.indices)
+                    for t, o in zip((a, b), order))  # fmt: skip
+            torch.testing.assert_close(a, b, rtol=0, atol=tolerance)
+
+
+def take(tokens, order):
+    return tokens.gather(-2, order[..., None].expand_as(tokens))
+
+
+# -- A1: routes of a batch ---------------------------------------------------------------------------------------------
+
+
+def test_a1_routes_take_tokens_of_their_own_entry():
+    theirs, ours = routers(num_routing_tokens=2, straight_through=False)
+    x, mask = normal(3, 12, DIM, scale=0.3).requires_grad_(), padding(3, 12)
+    wrong, right = (router(x, num_tokens=4, mask=mask) for router in (theirs, ours))
+    for b in range(3):
+        rows = wrong.indices[b].flatten()
+        assert torch.equal(wrong.routed_tokens[b].flatten(0, 1), x[b // 2 if b else 0][rows]), "entry b // routes"
+        alone = theirs(x[b : b + 1], num_tokens=4, mask=mask[b : b + 1])  # of a batch of one the package is right
+        assert_same(entry(right, b), entry(alone, 0))
+    (leak,) = torch.autograd.grad(wrong.routed_tokens[1].sum(), x, retain_graph=True)
+    (none,) = torch.autograd.grad(right.routed_tokens[1].sum() + right.scores[1].sum(), x)
+    assert leak[0].any(), "the output of entry 1 depends on entry 0"
+    assert none[1].any() and not none[0].any() and not none[2].any()
+
+
+# -- A3: blocks ---------------------------------------------------------------------------------------------------------
+
+
+def in_blocks(router, x, num_tokens, size, mask=None, **more):
+    """What routing from blocks means: the package's router on one block after another, without options for it."""
+    blocks = [slice(begin, min(begin + size, x.shape[1])) for begin in range(0, x.shape[1], size)]
+    parts = []
+    for block in blocks:
+        own = None if mask is None else mask[:, block]
+        part = router(x[:, block], num_tokens=-(-num_tokens // len(blocks)), mask=own, **more)
+        assert part.indices is not None, "a block of no more tokens than its share"
+        parts.append((part.indices + block.start, *part[1:]))
+    return [None if tensors[0] is None else torch.cat(tensors, dim) for tensors, dim in zip(zip(*parts), (-1, -1, -2, -1))]
+
+
+@pytest.mark.parametrize("length,size,error", ((12, 4, IndexError), (3, 4, ZeroDivisionError)))
+def test_a3_blocks_crash(length, size, error):
+    theirs, ours = routers(route_block_size=size, straight_through=False)
+    x = normal(2, length, DIM, scale=0.3)
+    with pytest.raises(error):
+        theirs(x, num_tokens=2)
+    unblocked = routers(straight_through=False)[0]
+    assert_same(ours(x, num_tokens=2), in_blocks(unblocked, x, 2, size))
+
+
+@pytest.mark.parametrize("masked", (False, True))
+@pytest.mark.parametrize("length", (8, 11, 13))
+def test_a3_blocks(length, masked):
+    ours = routers(route_block_size=5, straight_through=False)[1]
+    unblocked = routers(straight_through=False)[0]
+    x, mask = normal(2, length, DIM, scale=0.3), torch.ones(2, length, dtype=torch.bool)
+    mask[:, 1] = not masked
+    found = ours(x, num_tokens=3, mask=mask if masked else None)
+    if length == 11:  # the tail is one token, which its share takes
+        assert (found.indices == 10).any(-1).all()
+    else:
+        assert_same(found, in_blocks(unblocked, x, 3, 5, mask if masked else None))
+
+
+def test_a3_a_tail_is_lost():
+    theirs, ours = routers(route_block_size=8)
+    x = normal(1, 9, DIM, scale=0.3)
+    x[0, 8] = 2 * theirs.routing_token[0].detach()  # the best token of all
+    assert 8 not in theirs(x, num_tokens=3).indices
+    assert 8 in ours(x, num_tokens=3).indices
+
+
+def test_a3_blocks_with_external_routing_tokens():
+    options = dict(learned_routing_tokens=True, straight_through=False)
+    theirs, ours = routers(route_block_size=4, **options)
+    x, tokens = normal(3, 12, DIM, scale=0.3), normal(3, DIM, seed=1)
+    with pytest.raises(RuntimeError, match="size|subscript|broadcast"):
+        theirs(x, num_tokens=6, routing_tokens=tokens)
+    unblocked = routers(**options)[0]
+    found = ours(x, num_tokens=6, routing_tokens=tokens)
+    assert_same(found, in_blocks(unblocked, x, 6, 4, routing_tokens=tokens))
+
+
+# -- A6: saturated scores -----------------------------------------------------------------------------------------------
+
+
+def test_a6_saturated_scores():
+    """The default eps and tokens that are not normalised: hundreds of scores are exactly 1."""
+    theirs, ours = routers(torch.float32, dim=512, eps=0.03)
+    x = normal(1, 4096, 512).float()
+    best = set((x[0] @ ours.routing_token[0]).topk(256).indices.tolist())
+    wrong, right = (router(x, num_tokens=256) for router in (theirs, ours))
+    assert len(best & set(wrong.indices[0].tolist())) < 160, "chosen among ties"
+    assert set(right.indices[0].tolist()) == best
+    for router, result in ((theirs, wrong), (ours, right)):  # no score can grow: either learns nothing
+        (gradient,) = torch.autograd.grad(result.scores.sum(), router.routing_token)
+        assert not gradient.any()
+    cosine = CoordinateDescentRouter(512, cosine_sim_routing=True)
+    (gradient,) = torch.autograd.grad(cosine(x, num_tokens=256).scores.sum(), cosine.routing_token)
+    assert gradient.abs().max() > 1e-3
+
+
+# -- A8, A9: random routes, masks ---------------------------------------------------------------------------------------
+
+
+def test_a8_random_routes_without_a_mask():
+    theirs, ours = routers()
+    x = normal(2, 12, DIM)
+    with pytest.raises(TypeError):
+        theirs(x, num_tokens=4, random_route=True)
+    torch.manual_seed(0)
+    first = ours(x, num_tokens=4, random_route=True)
+    torch.manual_seed(0)
+    assert torch.equal(ours(x, num_tokens=4, random_route=True).indices, first.indices)
+    assert (first.scores == 1).all() and not torch.equal(first.indices, ours(x, num_tokens=4).indices)
+
+
+def test_a9_masked_tokens_before_valid_ones():
+    """A valid token far below the best has a score of 0, as a masked one has."""
+    theirs, ours = routers(torch.float32, dim=1, eps=0.03)
+    with torch.no_grad():
+        theirs.routing_token.fill_(1)
+        ours.routing_token.fill_(1)
+    x = torch.tensor([0.0] * 6 + [100.0, 0.0, -100.0, -200.0])[None, :, None]
+    mask = torch.arange(10)[None] >= 6
+    wrong, right = (router(x, num_tokens=4, mask=mask) for router in (theirs, ours))
+    assert not wrong.routed_mask.all(), "fewer than the four valid tokens"
+    assert right.indices.tolist() == [[6, 7, 8, 9]] and right.routed_mask.all() and (right.scores == 1).all()
+
+
+# -- A12: 16 bits -------------------------------------------------------------------------------------------------------
+
+
+def test_a12_routers_in_half_precision():
+    theirs, ours = routers(torch.bfloat16, dim=64, eps=0.3, straight_through=False)
+    x = normal(2, 300, 64).bfloat16()
+    right = Published(dim=64, eps=0.3, straight_through=False).double()
+    right.load_state_dict({"routing_token": ours.routing_token.double()})
+    want = right(x.double(), num_tokens=40)
+    wrong, got = (router(x, num_tokens=40) for router in (theirs, ours))
+    assert got.scores.dtype == torch.bfloat16
+    torch.testing.assert_close(got.scores.double(), want.scores, rtol=0, atol=3.91e-3)
+    assert (wrong.scores.double() - want.scores).abs().max() > 0.1
+
+
+def test_a12_autocast():
+    """Heavy branches give 16 bits under autocast, which the indexed write of the package refuses."""
+    theirs, ours = routers(torch.float32)
+    x, layer = normal(2, 12, DIM).float(), torch.nn.Linear(DIM, DIM)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        for router in (theirs, ours):
+            indices, _, tokens, _ = router(x, num_tokens=4)
+            heavy = layer(tokens)
+            assert heavy.dtype == torch.bfloat16
+            if router is theirs:
+                with pytest.raises(RuntimeError, match="dtype"):
+                    router.route_back(torch.zeros_like(x), heavy, indices)
+            else:
+                out = router.route_back(torch.zeros_like(x), heavy, indices)
+    assert out.dtype == torch.float32
+    torch.testing.assert_close(out.gather(1, indices[..., None].expand_as(heavy)), heavy.float(), rtol=0, atol=0)
+
+
+def test_route_back_leaves_its_input():
+    """By choice: the package writes into `src` and returns it."""
+    theirs, ours = routers()
+    src, tokens, indices = normal(2, 6, DIM), normal(2, 3, DIM, seed=1), torch.tensor([[4, 0, 2], [5, 1, 3]])
+    kept = src.clone()
+    got = ours.route_back(src, tokens, indices)
+    assert torch.equal(src, kept) and torch.equal(got, route_back(src, tokens, indices))
+    assert torch.equal(theirs.route_back(src, tokens, indices), got) and not torch.equal(src, kept)
+
+
+def test_published_arguments():
+    options = dict(use_triton=False, triton_checkpoint_segments=2)
+    assert CoordinateDescentRouter(DIM, **options).options == weir.CoordinateDescentRouter(DIM).options
