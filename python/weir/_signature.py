@@ -9,9 +9,11 @@ _TYPES = {
     "string": "str",
     "integer or none": "int | None",
     "integer or tensor": "int | torch.Tensor",
+    "integer, tensor or none": "int | torch.Tensor | None",
     "number or none": "float | None",
     "list of integers": "list[int]",
     "list of strings": "list[str]",
+    "table": "dict",
     "tensor": "torch.Tensor",
     "tensor or none": "torch.Tensor | None",
 }

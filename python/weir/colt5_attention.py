@@ -2,10 +2,13 @@
 """The names of the package CoLT5-attention."""
 import torch
 
+from . import ConditionalRoutedFeedForward as _ConditionalRoutedFeedForward
 from . import CoordinateDescentRouter as _CoordinateDescentRouter
 from .ops import coor_descent, topk
 
-__all__ = ["CoordinateDescentRouter", "coor_descent", "route_back", "topk"]
+__all__ = ["ConditionalRoutedFeedForward", "CoordinateDescentRouter", "coor_descent", "route_back", "topk"]
+
+_UNUSED = ("use_triton", "triton_checkpoint_segments")
 
 
 def route_back(src, tokens, indices, mask=None):
@@ -35,3 +38,13 @@ class CoordinateDescentRouter(_CoordinateDescentRouter):
     def route_back(self, src, routed_tokens, indices):
         """`src` (batch, n, dim) with `routed_tokens` at `indices`; a new tensor, unlike the package's. See `route_back`."""
         return route_back(src, routed_tokens, indices)
+
+
+class ConditionalRoutedFeedForward(_ConditionalRoutedFeedForward):
+    """`weir.ConditionalRoutedFeedForward`, which also takes `use_triton`, here and in `router_kwargs`: accepted and not
+    needed."""
+
+    def __init__(self, *args, use_triton=False, router_kwargs={}, **kwargs):
+        del use_triton
+        kept = {name: value for name, value in router_kwargs.items() if name not in _UNUSED}
+        super().__init__(*args, router_kwargs=kept, **kwargs)

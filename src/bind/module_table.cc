@@ -13,6 +13,7 @@
 #include "weir/models/coordinate_descent_transformer.h"
 #include "weir/models/local_transformer.h"
 #include "weir/models/sparse_transformer.h"
+#include "weir/nn/conditional_routed_feed_forward.h"
 #include "weir/nn/coordinate_descent_attention.h"
 #include "weir/nn/coordinate_descent_feed_forward.h"
 #include "weir/nn/coordinate_descent_router.h"
@@ -49,6 +50,8 @@ template <>
 constexpr const char* kInputType<std::optional<std::int64_t>> = "integer or none";
 template <>
 constexpr const char* kInputType<bool> = "boolean";
+template <>
+constexpr const char* kInputType<std::optional<nn::NumTokens>> = "integer, tensor or none";
 
 struct RequiredInput {
   const char* name;
@@ -100,7 +103,7 @@ config::Json describe_inputs() {
   return rows;
 }
 
-/// A required argument, as whatever forward takes there.
+/// An argument, as whatever forward takes there.
 struct Argument {
   const char* name;
   c10::IValue value;
@@ -170,7 +173,13 @@ c10::IValue call(Impl& module, const Arguments& arguments) {
   Inputs::fields([&](const char* name, auto member, const char*) {
     const auto found = arguments.find(name);
     if (found == arguments.end()) return;
-    inputs.*member = found->value().to<std::remove_cvref_t<decltype(inputs.*member)>>();
+    using T = std::remove_cvref_t<decltype(inputs.*member)>;
+    if constexpr (std::is_same_v<T, std::optional<nn::NumTokens>>) {
+      if (!found->value().isNone())
+        inputs.*member = Argument{name, found->value()}.operator nn::NumTokens();
+    } else {
+      inputs.*member = found->value().to<T>();
+    }
     ++read;
   });
   TORCH_CHECK_VALUE(arguments.size() == read, "expected no more than ", read,
@@ -205,6 +214,12 @@ constexpr Entry entry(const char* name, const char* doc, const char* kind = null
 }
 
 constexpr Entry kEntries[] = {
+    entry<nn::ConditionalRoutedFeedForwardImpl, nn::ConditionalRoutedFeedForwardOptions,
+          nn::ConditionalRoutedFeedForwardInputs>(
+        "ConditionalRoutedFeedForward",
+        "Feed-forward layer in two branches: a light one for all tokens, a heavy one for those "
+        "that "
+        "a router chooses. (batch, n, dim) -> (batch, n, dim)"),
     entry<nn::CoordinateDescentAttentionImpl, nn::CoordinateDescentAttentionOptions,
           nn::CoordinateDescentAttentionInputs>(
         "CoordinateDescentAttention",

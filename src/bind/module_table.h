@@ -28,15 +28,29 @@ struct BoundModule {
   config::Json options;  // all of them, with those that were left at their defaults
 };
 
-/// Options as rows {"name", "type", "help", "default" unless required}.
+/// Options as rows {"name", "type", "help", "default" unless required}. Options inside options are
+/// one row of type "table", whose default, {}, leaves all of them at their own defaults.
 template <class Options>
 config::Json describe_options() {
   config::Json rows = config::Json::array();
   const config::Json defaults = config::to_json(Options());
   for (const config::Field& field : config::describe<Options>()) {
-    config::Json row = {{"name", field.name}, {"type", field.type}, {"help", field.help}};
-    if (!field.help.ends_with("required.")) row["default"] = defaults[field.name];
-    rows.push_back(std::move(row));
+    const std::size_t dot = field.name.find('.');
+    if (dot == std::string::npos) {
+      config::Json row = {{"name", field.name}, {"type", field.type}, {"help", field.help}};
+      if (!field.help.ends_with("required.")) row["default"] = defaults[field.name];
+      rows.push_back(std::move(row));
+      continue;
+    }
+    const std::string table = field.name.substr(0, dot), name = field.name.substr(dot + 1);
+    if (rows.empty() || rows.back()["name"] != table) {
+      rows.push_back({{"name", table},
+                      {"type", "table"},
+                      {"help", "Any of the options " + name},
+                      {"default", config::Json::object()}});
+    } else {
+      rows.back()["help"] = rows.back()["help"].get<std::string>() + ", " + name;
+    }
   }
   return rows;
 }

@@ -32,6 +32,13 @@ void check_share(std::string_view module, std::string_view option, double value)
                     "` to lie in [0, 1), but got ", value, ".");
 }
 
+void check_hidden(std::string_view module, std::string_view option, std::int64_t dim, double mult) {
+  constexpr std::int64_t kLargest = std::int64_t{1} << 30;
+  const double units = static_cast<double>(dim) * mult;
+  TORCH_CHECK_VALUE(units >= 1 && units <= kLargest, "weir::", module, ": expected `dim` * `",
+                    option, "` to lie in [1, ", kLargest, "], but got ", dim, " * ", mult, ".");
+}
+
 void check_tokens(std::string_view module, const at::Tensor& x, std::int64_t dim) {
   TORCH_CHECK_VALUE(x.dim() == 3 && x.size(-1) == dim, "weir::", module,
                     ": expected `x` to have shape [batch, n, ", dim, "], but got ", x.sizes(), ".");

@@ -27,6 +27,9 @@ void check_positive(std::string_view module, std::string_view option, double val
 /// In [0, 1): what dropout drops.
 void check_share(std::string_view module, std::string_view option, double value);
 
+/// `dim * mult` hidden units, rounded down: at least one, and few enough for a size.
+void check_hidden(std::string_view module, std::string_view option, std::int64_t dim, double mult);
+
 /// `x` (batch, n, dim): three dimensions, the last of size `dim`.
 void check_tokens(std::string_view module, const at::Tensor& x, std::int64_t dim);
 

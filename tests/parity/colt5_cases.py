@@ -6,8 +6,9 @@ similarities, so that few scores are exactly 1 (A6).
 """
 import itertools
 
-from colt5_attention import CoordinateDescentRouter
+from colt5_attention import ConditionalRoutedFeedForward, CoordinateDescentRouter
 from torch import nn
+from weir.colt5_attention import ConditionalRoutedFeedForward as WeirRoutedFeedForward
 from weir.colt5_attention import CoordinateDescentRouter as WeirRouter
 
 from cases import label, normal
@@ -79,4 +80,27 @@ def router_cases():
             yield router_case(3, 6, 6, masked, dict(keep_one_route_dim=keep), num_routing_tokens=routes)
 
 
-COLT5_CASES = list(router_cases())
+# -- ConditionalRoutedFeedForward ---------------------------------------------------------------------------------------
+
+
+def feed_forward_cases():
+    for through, length, masked in itertools.product((True, False), (1, 5, 6, 17), (True, False)):
+        yield feed_forward_case(length, masked, router_straight_through=through)
+    yield feed_forward_case(17, True, light_ff_mult=1.3, heavy_ff_mult=2.7)
+    yield feed_forward_case(17, True, router_kwargs=dict(cosine_sim_routing=True, eps=0.5))
+    yield feed_forward_case(17, True, router_kwargs=dict(route_block_size=17, eps=1.0))
+
+
+def feed_forward_case(length, masked, **options):
+    """Masked tokens are compared too: they take the light branch."""
+    sizes = dict(dim=DIM, num_heavy_tokens=5, router_kwargs=dict(eps=1.0)) | options
+    return Case(
+        f"ConditionalRoutedFeedForward: n {length}, {label(**options)}{', masked' * masked}",
+        lambda: WeirRoutedFeedForward(**sizes),
+        lambda: ConditionalRoutedFeedForward(**sizes),
+        lambda: (normal(3, length, DIM, scale=0.3), padding(3, length)) if masked else (normal(3, length, DIM, scale=0.3),),
+        regime="no blocks but a single one; few scores of 1",
+    )
+
+
+COLT5_CASES = [*router_cases(), *feed_forward_cases()]

@@ -3,10 +3,11 @@
 import pytest
 import torch
 import weir
-from weir.colt5_attention import CoordinateDescentRouter, route_back
+from weir.colt5_attention import ConditionalRoutedFeedForward, CoordinateDescentRouter, route_back
 
 pytest.importorskip("coordinate_descent_attention", reason="tests/parity/requirements.txt is not installed")
 
+from colt5_attention import ConditionalRoutedFeedForward as PublishedFeedForward
 from colt5_attention import CoordinateDescentRouter as Published
 
 from cases import normal
@@ -198,6 +199,33 @@ def test_a12_autocast():
                 out = router.route_back(torch.zeros_like(x), heavy, indices)
     assert out.dtype == torch.float32
     torch.testing.assert_close(out.gather(1, indices[..., None].expand_as(heavy)), heavy.float(), rtol=0, atol=0)
+
+
+def test_a12_autocast_of_the_feed_forward():
+    options = dict(dim=DIM, num_heavy_tokens=4, router_kwargs=dict(eps=1.0))
+    theirs, ours = PublishedFeedForward(**options), ConditionalRoutedFeedForward(**options)
+    ours.load_state_dict(theirs.state_dict())
+    x = normal(2, 12, DIM).float()
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        with pytest.raises(RuntimeError, match="dtype"):
+            theirs(x)
+        out = ours(x)
+    assert out.dtype == torch.float32
+    torch.testing.assert_close(out, theirs(x), rtol=0, atol=0.05)
+
+
+def test_a3_blocks_of_the_feed_forward():
+    options = dict(dim=DIM, num_heavy_tokens=4, router_kwargs=dict(eps=1.0, route_block_size=5))
+    theirs, ours = PublishedFeedForward(**options).double(), ConditionalRoutedFeedForward(**options).double()
+    ours.load_state_dict(theirs.state_dict())
+    x = normal(2, 13, DIM, scale=0.3)
+    with pytest.raises(IndexError):
+        theirs(x)
+    routed = ours.router.routing_token[0]
+    heavy = (ours(x) - theirs.light_ff(x)).abs().amax(-1) > 1e-12  # rows that the heavy branch reached
+    for begin, end in ((0, 5), (5, 10), (10, 13)):  # two of each block
+        best = (x[:, begin:end] @ routed).topk(2).indices.sort(-1).values
+        assert torch.equal(heavy[:, begin:end].nonzero()[:, 1].view(2, 2), best)
 
 
 def test_route_back_leaves_its_input():

@@ -28,6 +28,7 @@ SUBCLASSES = {"CoordinateDescentRouter": DenseRouter}
 def small_modules():
     """(options, inputs) of every other module; one without an entry here fails test_all_modules_are_tested."""
     return {
+        "ConditionalRoutedFeedForward": (dict(dim=16, num_heavy_tokens=3, router_kwargs={"eps": 1.0}), tokens),
         "CoordinateDescentAttention": (
             dict(dim=16, dim_head=8, heads=2, use_coor_descent=True, attn_null_kv=2, learned_sparsity_k=True,
                  coor_descent_sparsity_k=3.0),

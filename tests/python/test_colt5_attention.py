@@ -7,7 +7,7 @@ import pickle
 import pytest
 import torch
 import weir
-from weir.colt5_attention import CoordinateDescentRouter, route_back
+from weir.colt5_attention import ConditionalRoutedFeedForward, CoordinateDescentRouter, route_back
 
 
 def tokens(batch=2, n=9):
@@ -84,6 +84,32 @@ def test_route_back_per_route():
     assert out.sum(-1)[0].tolist() == [[4, 4, 0, 0, 0], [0, 0, 0, 0, 4], [0, 0, 4, 4, 0]]
     out.sum().backward()
     assert new.grad[0, 1].tolist() == [[1] * 4, [0] * 4] and not src.any()
+
+
+def test_options_inside_options():
+    options = dict(dim=4, num_heavy_tokens=3)
+    plain = weir.ConditionalRoutedFeedForward(**options)
+    assert plain.options["router_kwargs"]["eps"] == 0.03
+    hard = weir.ConditionalRoutedFeedForward(**options, router_kwargs={"eps": 0.01, "eps_init": None})
+    assert hard.router_kwargs["eps"] == 0.01 and hard.router_kwargs["eps_init"] is None
+    assert hard.router_kwargs["n_iters"] == plain.router_kwargs["n_iters"] == 20
+    published = ConditionalRoutedFeedForward(**options, router_kwargs={"use_triton": True, "eps": 0.01, "eps_init": None})
+    assert published.options == hard.options
+    with pytest.raises(ValueError, match="unknown key `router_kwargs.epz`; did you mean `router_kwargs.eps`"):
+        weir.ConditionalRoutedFeedForward(**options, router_kwargs={"epz": 1})
+    with pytest.raises(ValueError, match="expected `eps` to be finite"):
+        weir.ConditionalRoutedFeedForward(**options, router_kwargs={"eps": -1.0})
+
+
+def test_another_number_of_heavy_tokens():
+    layer = weir.ConditionalRoutedFeedForward(4, 3)
+    few, all_of_them = layer(tokens(), num_heavy_tokens=1), layer(tokens(), num_heavy_tokens=9)
+    assert ((few - all_of_them).abs().amax(-1) > 0).sum() == 16  # all but one in each row
+    each = layer(tokens(), num_heavy_tokens=torch.tensor([1, 9]))
+    torch.testing.assert_close(each, torch.stack([few[0], all_of_them[1]]))
+    torch.testing.assert_close(layer(tokens(), num_heavy_tokens=None), layer(tokens(), num_heavy_tokens=3))
+    with pytest.raises(TypeError, match="expected `num_heavy_tokens` to be an integer or a tensor, but got Double"):
+        layer(tokens(), num_heavy_tokens=2.5)
 
 
 def test_a_routed_layer_learns():
