@@ -71,9 +71,9 @@ class Module(_Tensors):
 
     def _build(self, options):
         """Constructs the C++ module and the tree of its parameters."""
-        self._cpp = torch.classes.weir.Module(self._name, options)
+        cpp = torch.classes.weir.Module(self._name, options)
         self._own = []  # (node, name, tensor, is a parameter), to see later whether all is still in place
-        for kind, tensors in (("parameter", self._cpp.parameters()), ("buffer", self._cpp.buffers())):
+        for kind, tensors in (("parameter", cpp.parameters()), ("buffer", cpp.buffers())):
             for path, tensor in tensors.items():
                 *parents, name = path.split(".")
                 node = self
@@ -87,6 +87,7 @@ class Module(_Tensors):
                 else:
                     node.register_buffer(name, tensor)
                 self._own.append((node, name, tensor, kind == "parameter"))
+        self._cpp = cpp  # last: from here on options are attributes, but where a child has the name
 
     @property
     def options(self):

@@ -2,11 +2,19 @@
 """The names of the package CoLT5-attention."""
 import torch
 
+from . import ConditionalRoutedAttention as _ConditionalRoutedAttention
 from . import ConditionalRoutedFeedForward as _ConditionalRoutedFeedForward
 from . import CoordinateDescentRouter as _CoordinateDescentRouter
 from .ops import coor_descent, topk
 
-__all__ = ["ConditionalRoutedFeedForward", "CoordinateDescentRouter", "coor_descent", "route_back", "topk"]
+__all__ = [
+    "ConditionalRoutedAttention",
+    "ConditionalRoutedFeedForward",
+    "CoordinateDescentRouter",
+    "coor_descent",
+    "route_back",
+    "topk",
+]
 
 _UNUSED = ("use_triton", "triton_checkpoint_segments")
 
@@ -40,11 +48,18 @@ class CoordinateDescentRouter(_CoordinateDescentRouter):
         return route_back(src, routed_tokens, indices)
 
 
-class ConditionalRoutedFeedForward(_ConditionalRoutedFeedForward):
-    """`weir.ConditionalRoutedFeedForward`, which also takes `use_triton`, here and in `router_kwargs`: accepted and not
-    needed."""
+class _Routed:
+    """Also takes `use_triton`, here and in `router_kwargs`, and `use_flash_attn`: accepted and not needed."""
 
-    def __init__(self, *args, use_triton=False, router_kwargs={}, **kwargs):
-        del use_triton
+    def __init__(self, *args, use_triton=False, use_flash_attn=False, router_kwargs={}, **kwargs):
+        del use_triton, use_flash_attn
         kept = {name: value for name, value in router_kwargs.items() if name not in _UNUSED}
         super().__init__(*args, router_kwargs=kept, **kwargs)
+
+
+class ConditionalRoutedFeedForward(_Routed, _ConditionalRoutedFeedForward):
+    """`weir.ConditionalRoutedFeedForward`, with the package's arguments."""
+
+
+class ConditionalRoutedAttention(_Routed, _ConditionalRoutedAttention):
+    """`weir.ConditionalRoutedAttention`, with the package's arguments."""

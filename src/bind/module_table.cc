@@ -13,10 +13,12 @@
 #include "weir/models/coordinate_descent_transformer.h"
 #include "weir/models/local_transformer.h"
 #include "weir/models/sparse_transformer.h"
+#include "weir/nn/conditional_routed_attention.h"
 #include "weir/nn/conditional_routed_feed_forward.h"
 #include "weir/nn/coordinate_descent_attention.h"
 #include "weir/nn/coordinate_descent_feed_forward.h"
 #include "weir/nn/coordinate_descent_router.h"
+#include "weir/nn/heavy_attention.h"
 #include "weir/nn/local_attention.h"
 #include "weir/nn/local_feed_forward.h"
 #include "weir/nn/local_mha.h"
@@ -214,6 +216,11 @@ constexpr Entry entry(const char* name, const char* doc, const char* kind = null
 }
 
 constexpr Entry kEntries[] = {
+    entry<nn::ConditionalRoutedAttentionImpl, nn::ConditionalRoutedAttentionOptions,
+          nn::ConditionalRoutedAttentionInputs>(
+        "ConditionalRoutedAttention",
+        "Local attention for all tokens and full attention for those that routers choose. (batch, "
+        "n, dim) -> (batch, n, dim)"),
     entry<nn::ConditionalRoutedFeedForwardImpl, nn::ConditionalRoutedFeedForwardOptions,
           nn::ConditionalRoutedFeedForwardInputs>(
         "ConditionalRoutedFeedForward",
@@ -223,8 +230,8 @@ constexpr Entry kEntries[] = {
     entry<nn::CoordinateDescentAttentionImpl, nn::CoordinateDescentAttentionOptions,
           nn::CoordinateDescentAttentionInputs>(
         "CoordinateDescentAttention",
-        "Causal multi-head attention whose rows are softmax or coordinate-descent weights. "
-        "(batch, n, dim) -> (batch, n, dim)"),
+        "Causal multi-head attention: softmax, coordinate descent, top-k or low-rank. (batch, n, "
+        "dim) -> (batch, n, dim)"),
     entry<nn::CoordinateDescentFeedForwardImpl, nn::CoordinateDescentFeedForwardOptions>(
         "CoordinateDescentFeedForward",
         "Feed-forward layer whose activation is GELU or coordinate descent over the hidden units. "
@@ -241,6 +248,10 @@ constexpr Entry kEntries[] = {
         "Causal language model of attention and feed-forward layers that may choose by coordinate "
         "descent. (batch, n) -> logits (batch, n, num_tokens)",
         models::CoordinateDescentTransformerImpl::kKind),
+    entry<nn::HeavyAttentionImpl, nn::HeavyAttentionOptions, nn::HeavyAttentionInputs>(
+        "HeavyAttention",
+        "Attention of a few queries to a few keys, one or several routes of them, and to a null "
+        "key. (batch, n, dim) -> (batch, n, dim)"),
     entry<nn::LocalAttentionImpl, nn::LocalAttentionOptions, nn::LocalAttentionInputs>(
         "LocalAttention",
         "Attention of queries to the keys of their bucket and its neighbours, or of a window "

@@ -6,8 +6,9 @@ similarities, so that few scores are exactly 1 (A6).
 """
 import itertools
 
-from colt5_attention import ConditionalRoutedFeedForward, CoordinateDescentRouter
+from colt5_attention import ConditionalRoutedAttention, ConditionalRoutedFeedForward, CoordinateDescentRouter
 from torch import nn
+from weir.colt5_attention import ConditionalRoutedAttention as WeirAttention
 from weir.colt5_attention import ConditionalRoutedFeedForward as WeirRoutedFeedForward
 from weir.colt5_attention import CoordinateDescentRouter as WeirRouter
 
@@ -103,4 +104,53 @@ def feed_forward_case(length, masked, **options):
     )
 
 
-COLT5_CASES = [*router_cases(), *feed_forward_cases()]
+# -- ConditionalRoutedAttention -----------------------------------------------------------------------------------------
+
+
+def attention_case(batch, length, masked=False, **options):
+    """Lengths are whole half windows, or masked (A10); one route, or a batch of one (A1)."""
+    sizes = dict(dim=DIM, num_heavy_tokens_q=5, num_heavy_tokens_kv=4, light_dim_head=8, light_heads=2, light_window_size=4)
+    sizes |= dict(heavy_dim_head=8, heavy_heads=6, router_kwargs=dict(eps=1.0)) | options
+
+    def inputs():
+        x = normal(batch, length, DIM, scale=0.3)
+        return (x, padding(batch, length)) if masked else (x,)
+
+    def module(kind):
+        return lambda: WithMask(kind(**sizes))
+
+    name = f"ConditionalRoutedAttention: {batch} x {length}, {label(**options)}{', masked' * masked}"
+    regime = "one route or a batch of one; whole half windows, or a mask; few scores of 1"
+    return Case(name, module(WeirAttention), module(ConditionalRoutedAttention), inputs, regime=regime)
+
+
+class WithMask(nn.Module):
+    """A module whose mask is a keyword; what it drops is not compared, the package leaves junk there."""
+
+    def __init__(self, module):
+        super().__init__()
+        self.module = module
+
+    def forward(self, x, mask=None):
+        out = self.module(x, mask=mask)
+        return out if mask is None else out[mask]
+
+
+def attention_cases():
+    for batch, routes, through, masked in itertools.product((3, 1), (1, 3), (True, False), (True, False)):
+        if batch > 1 and routes > 1:
+            continue
+        yield attention_case(batch, 16, masked, num_routed_kv=routes, router_straight_through=through)
+    for options in (
+        dict(rotary_emb=True),
+        dict(multiply_keys_by_score=True, multiply_queries_by_score=True, router_straight_through=False),
+        dict(use_null_q_tokens=False),
+        dict(has_light_attn=False),
+        dict(num_heavy_tokens_q=16),
+        dict(num_heavy_tokens_kv=16),
+    ):
+        yield attention_case(3, 16, **options)
+        yield attention_case(1, 16, num_routed_kv=2, **options)
+
+
+COLT5_CASES = [*router_cases(), *feed_forward_cases(), *attention_cases()]

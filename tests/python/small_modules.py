@@ -28,6 +28,11 @@ SUBCLASSES = {"CoordinateDescentRouter": DenseRouter}
 def small_modules():
     """(options, inputs) of every other module; one without an entry here fails test_all_modules_are_tested."""
     return {
+        "ConditionalRoutedAttention": (
+            dict(dim=16, num_heavy_tokens_q=3, num_heavy_tokens_kv=2, num_routed_kv=2, light_dim_head=4, light_heads=2,
+                 light_window_size=4, heavy_dim_head=4, heavy_heads=2, rotary_emb=True, router_kwargs=dict(eps=1.0)),
+            tokens,
+        ),
         "ConditionalRoutedFeedForward": (dict(dim=16, num_heavy_tokens=3, router_kwargs={"eps": 1.0}), tokens),
         "CoordinateDescentAttention": (
             dict(dim=16, dim_head=8, heads=2, use_coor_descent=True, attn_null_kv=2, learned_sparsity_k=True,
@@ -40,6 +45,7 @@ def small_modules():
             dict(num_tokens=19, dim=16, seq_len=12, depth=2, dim_head=8, heads=2, attn_use_coor_descent=True),
             lambda: torch.randint(0, 19, (2, 7)),
         ),
+        "HeavyAttention": (dict(dim=16, dim_head=4, heads=2), tokens),
         "LocalFeedForward": (dict(dim=16), tokens),
         "LocalMHA": (
             dict(dim=16, window_size=3, dim_head=8, heads=2, prenorm=True, qk_rmsnorm=True, gate_values_per_head=True),

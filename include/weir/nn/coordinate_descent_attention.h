@@ -147,7 +147,7 @@ class WEIR_API CoordinateDescentAttentionImpl
   /// What the tokens ask, and what they are asked for: (batch, heads, n, features).
   struct Projected {
     at::Tensor queries, keys, values;
-    at::Tensor route_queries, route_keys;  // undefined unless low_rank
+    at::Tensor route_queries = {}, route_keys = {};  // undefined unless low_rank
   };
 
   /// The keys that queries see: all up to their own position, or what the masks keep.
