@@ -5,18 +5,21 @@
 
 #include <ATen/TensorOperators.h>
 #include <ATen/ops/arange.h>
-#include <ATen/ops/constant_pad_nd.h>
 #include <ATen/ops/ones.h>
 #include <ATen/ops/randn.h>
-#include <ATen/ops/where.h>
+#include <ATen/ops/scatter.h>
+#include <ATen/ops/sort.h>
+#include <ATen/ops/zeros_like.h>
 #include <c10/core/impl/LocalDispatchKeySet.h>
 
 #include <algorithm>
+#include <cmath>
 #include <limits>
-#include <tuple>
+#include <utility>
 
 #include "nn/check.h"
 #include "nn/largest.h"
+#include "nn/route_blocks.h"
 
 namespace weir::nn {
 namespace {
@@ -37,6 +40,16 @@ ops::CoordinateDescentOptions checked(const CoordinateDescentRouterOptions& opti
                     "weir::", kName,
                     ": expected `select_by` to be \"similarity\" or \"scores\", but got \"",
                     options.select_by, "\".");
+  const bool descends = options.router_type == "coor_descent";
+  TORCH_CHECK_VALUE(
+      descends || options.router_type == "cum_softmax", "weir::", kName,
+      ": expected `router_type` to be \"coor_descent\" or \"cum_softmax\", but got \"",
+      options.router_type, "\".");
+  TORCH_CHECK_VALUE(
+      descends || options.select_by == "similarity", "weir::", kName,
+      ": expected `select_by` \"similarity\" with `router_type` \"cum_softmax\", whose "
+      "scores do not grow with similarity.");
+  check_positive(kName, "temperature", options.temperature);
   const ops::CoordinateDescentOptions solver = {.n_iters = options.n_iters,
                                                 .eps = options.eps,
                                                 .eps_init = options.eps_init,
@@ -86,6 +99,15 @@ at::Tensor unit_length(const at::Tensor& x) {
   return x / x.norm(2, -1, /*keepdim=*/true).clamp_min(1e-12);
 }
 
+/// exp(s_j) over the sum of exp(s_i) for s_i up to s_j, along the last axis; 0 where s_j = -inf.
+/// The constants are those of the published router.
+at::Tensor cumulative_softmax(const at::Tensor& s) {
+  const auto [sorted, order] = at::sort(s, /*stable=*/true, /*dim=*/-1, /*descending=*/false);
+  const at::Tensor top = sorted.narrow(-1, s.size(-1) - 1, 1).detach();
+  const at::Tensor e = (sorted - top.masked_fill(top == -kInfinity, 0)).exp();
+  return at::scatter(at::zeros_like(e), -1, order, e / e.cumsum(-1).clamp_min(1e-6));
+}
+
 /// All n tokens for every route.
 CoordinateDescentRouterOutputs not_routed(const at::Tensor& x,
                                           const std::optional<at::Tensor>& mask,
@@ -99,58 +121,6 @@ CoordinateDescentRouterOutputs not_routed(const at::Tensor& x,
 }
 
 }  // namespace
-
-/// How a row of n similarities is cut, and how many tokens each block gives.
-struct CoordinateDescentRouterImpl::Blocks {
-  std::int64_t n, size, count, take;
-  at::Tensor take_of;  ///< int64 (batch, 1, 1), at most `take`; undefined: all give `take`
-  at::Tensor is_all;   ///< bool (batch, 1, 1, 1): entries that route all their tokens
-
-  Blocks(std::int64_t n_, std::optional<std::int64_t> block_size, std::int64_t largest,
-         const NumTokens& num_tokens)
-      : n(n_), size(std::min(n, block_size.value_or(n))), count((n + size - 1) / size) {
-    // Rows that route all their tokens take whole blocks: equal shares of short ones would miss
-    // some.
-    take = largest >= n ? size : (largest + count - 1) / count;
-    const at::Tensor& per_entry = num_tokens.per_entry;
-    if (!per_entry.defined()) return;
-    const at::Tensor share = (per_entry + (count - 1)).div(count, "floor");
-    is_all = (per_entry >= n).view({-1, 1, 1, 1});
-    take_of = at::where(per_entry >= n, size, share).view({-1, 1, 1});
-  }
-
-  bool has_fillers() const { return take_of.defined() || count * size > n; }
-
-  /// (batch, routes, n) -> (batch, routes, count, size)
-  at::Tensor cut(const at::Tensor& similarities) const {
-    const std::int64_t padding = count * size - n;
-    const at::Tensor padded =
-        padding > 0 ? at::constant_pad_nd(similarities, {0, padding}, -kInfinity) : similarities;
-    return padded.unflatten(2, {count, size});
-  }
-
-  at::Tensor scores(const at::Tensor& cut, double ratio,
-                    const ops::CoordinateDescentOptions& solver) const {
-    const auto most = static_cast<double>(size);
-    if (!take_of.defined()) {
-      const double budget = std::min(static_cast<double>(take) * ratio, most);
-      return ops::coordinate_descent(cut, budget, std::nullopt, solver);
-    }
-    const at::Tensor budget = (take_of.to(at::kDouble) * ratio).clamp(1e-20, most);
-    return ops::coordinate_descent(cut, budget, std::nullopt, solver).masked_fill(is_all, 1);
-  }
-
-  /// Places in the row (batch, routes, count * take) of in-block indices (batch, routes, count,
-  /// take); n or more for fillers.
-  at::Tensor places(const at::Tensor& index) const {
-    at::Tensor result = index + at::arange(count, index.options()).unsqueeze(1) * size;
-    if (take_of.defined()) {
-      const at::Tensor surplus = at::arange(take, index.options()) >= take_of.unsqueeze(-1);
-      result = result.masked_fill(surplus, n);
-    }
-    return result.flatten(2);
-  }
-};
 
 CoordinateDescentRouterImpl::CoordinateDescentRouterImpl(
     const CoordinateDescentRouterOptions& options_)
@@ -176,7 +146,9 @@ CoordinateDescentRouterOutputs CoordinateDescentRouterImpl::forward(
   auto out =
       x.size(1) <= smallest
           ? not_routed(x, inputs.mask, options.num_routing_tokens)
-          : route(x, Blocks(x.size(1), options.route_block_size, largest, num_tokens), inputs);
+          : route(x,
+                  RouteBlocks(x.size(1), options.route_block_size, largest, num_tokens.per_entry),
+                  inputs);
   if (has_routes) return out;
   if (out.indices) out.indices = out.indices->squeeze(1);
   if (out.routed_mask) out.routed_mask = out.routed_mask->squeeze(1);
@@ -188,7 +160,8 @@ CoordinateDescentRouterOutputs CoordinateDescentRouterImpl::forward(
 
 // All results with a dimension of routes.
 CoordinateDescentRouterOutputs CoordinateDescentRouterImpl::route(
-    const at::Tensor& x, const Blocks& blocks, const CoordinateDescentRouterInputs& inputs) const {
+    const at::Tensor& x, const RouteBlocks& blocks,
+    const CoordinateDescentRouterInputs& inputs) const {
   const std::int64_t batch = x.size(0), n = x.size(1), routes = options.num_routing_tokens;
   at::Tensor s = inputs.random_route
                      ? at::randn({batch, routes, n}, x.options().dtype(computed_in(x)))
@@ -197,7 +170,10 @@ CoordinateDescentRouterOutputs CoordinateDescentRouterImpl::route(
   const at::Tensor cut = blocks.cut(s);  // (batch, routes, count, size)
   at::Tensor y = cut, by = cut;
   if (!inputs.random_route) {
-    y = blocks.scores(cut, options.fetch_k_ratio, solver_);
+    y = options.router_type == "cum_softmax"
+            ? cumulative_softmax(cut / options.temperature)
+            : ops::coordinate_descent(cut, blocks.budget(options.fetch_k_ratio, cut), {}, solver_);
+    y = blocks.with_ones(y);
     // A score may be 0 for a valid token too; a masked one comes behind it.
     if (options.select_by == "scores") by = y.masked_fill(cut == -kInfinity, -1);
   }
@@ -248,6 +224,7 @@ void CoordinateDescentRouterImpl::pretty_print(std::ostream& stream) const {
   if (options.learned_routing_tokens) stream << ", learned_routing_tokens=true";
   stream << ", num_routing_tokens=" << options.num_routing_tokens << ", eps=" << options.eps
          << ", solver=" << options.solver;
+  if (options.router_type != "coor_descent") stream << ", router_type=" << options.router_type;
   if (options.cosine_sim_routing) stream << ", cosine_sim_scale=" << options.cosine_sim_scale;
   if (options.route_block_size) stream << ", route_block_size=" << *options.route_block_size;
   stream << ")";

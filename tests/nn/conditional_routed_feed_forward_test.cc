@@ -214,7 +214,9 @@ TEST(ConditionalRoutedFeedForward, HandsItsKwargsToTheRouter) {
                            .cosine_sim_scale = 3,
                            .route_block_size = 8,
                            .select_by = "scores",
-                           .solver = "exact"};
+                           .solver = "exact",
+                           .router_type = "coor_descent",
+                           .temperature = 0.5};
   const ConditionalRoutedFeedForward module(options);
   const CoordinateDescentRouterOptions& router = module->router->options;
   EXPECT_FALSE(router.straight_through);
@@ -228,6 +230,9 @@ TEST(ConditionalRoutedFeedForward, HandsItsKwargsToTheRouter) {
   EXPECT_EQ(router.route_block_size, 8);
   EXPECT_EQ(router.select_by, "scores");
   EXPECT_EQ(router.solver, "exact");
+  EXPECT_EQ(router.temperature, 0.5);
+  options.router_kwargs = {.router_type = "cum_softmax"};
+  EXPECT_EQ(ConditionalRoutedFeedForward(options)->router->options.router_type, "cum_softmax");
   const CoordinateDescentRouterOptions plain, handed = RouterKwargs().router(0, true);
   EXPECT_EQ(plain.eps, handed.eps);
   EXPECT_EQ(plain.eps_init, handed.eps_init);

@@ -209,6 +209,14 @@ TEST(CoordinateDescentRouterCall, RefusesOptionsThatDoNotFit) {
        "expected `route_block_size` to be at least 1, but got 0."},
       {{.dim = 4, .select_by = "luck"},
        "expected `select_by` to be \"similarity\" or \"scores\", but got \"luck\"."},
+      {{.dim = 4, .router_type = "sinkhorn"},
+       "expected `router_type` to be \"coor_descent\" or \"cum_softmax\", but got \"sinkhorn\"."},
+      {{.dim = 4, .select_by = "scores", .router_type = "cum_softmax"},
+       "expected `select_by` \"similarity\" with `router_type` \"cum_softmax\", whose scores do "
+       "not "
+       "grow with similarity."},
+      {{.dim = 4, .temperature = 0},
+       "expected `temperature` to be finite and positive, but got 0."},
       {{.dim = 4, .solver = "newton"},
        "expected `solver` to be \"iterative\" or \"exact\", but got \"newton\"."},
   };

@@ -42,6 +42,23 @@ inline std::vector<double> textbook_similarities(const at::Tensor& x, const at::
 
 inline std::vector<double> textbook_scores(const tests::TextbookRow& row,
                                            const CoordinateDescentRouterOptions& o) {
+  if (o.router_type == "cum_softmax") {
+    std::vector<double> weights(row.scores.size(), 0.0);
+    double top = -std::numeric_limits<double>::infinity();
+    for (std::size_t j = 0; j < row.scores.size(); ++j) {
+      if (row.valid[j]) top = std::max(top, row.scores[j]);
+    }
+    for (std::size_t j = 0; j < row.scores.size(); ++j) {
+      double sum = 0;
+      for (std::size_t i = 0; i < row.scores.size(); ++i) {
+        if (!row.valid[i] || row.scores[i] > row.scores[j]) continue;
+        sum += std::exp((row.scores[i] - top) / o.temperature);
+      }
+      if (!row.valid[j]) continue;
+      weights[j] = std::exp((row.scores[j] - top) / o.temperature) / std::max(sum, 1e-6);
+    }
+    return weights;
+  }
   if (o.solver == "iterative") {
     const auto eps =
         tests::textbook_schedule(o.n_iters, o.eps, o.eps_init.value_or(o.eps), o.eps_decay);

@@ -4,6 +4,9 @@
 //   x (batch, n, dim), one routing token per route -> similarities (batch, routes, n)
 //   -> coordinate descent -> scores in [0, 1] -> the num_tokens largest of each row
 //
+// `router_type` "cum_softmax" has other scores: exp(s_j / temperature) over the sum of those of the
+// similarities up to s_j.
+//
 // Which tokens is a hard choice without a gradient; routing tokens and x learn through the scores,
 // with which the caller multiplies what it computes for the chosen tokens.
 #pragma once
@@ -24,6 +27,8 @@
 
 namespace weir::nn {
 
+struct RouteBlocks;
+
 /// The arguments of the published `CoordinateDescentRouter`, what it selects by, and the solver.
 struct CoordinateDescentRouterOptions {
   std::int64_t dim = 0;
@@ -40,6 +45,8 @@ struct CoordinateDescentRouterOptions {
   std::optional<std::int64_t> route_block_size = std::nullopt;
   std::string select_by = "similarity";
   std::string solver = "iterative";
+  std::string router_type = "coor_descent";
+  double temperature = 1;
 
   template <class Visitor>
   static void fields(Visitor&& field) {
@@ -69,6 +76,9 @@ struct CoordinateDescentRouterOptions {
           "similarity, or scores: among these many may be equal, and the smallest indices win.");
     field("solver", &Self::solver,
           "iterative (n_iters steps) or exact (scores sum to the budget).");
+    field("router_type", &Self::router_type,
+          "coor_descent, or cum_softmax, a router of the first releases of CoLT5-attention.");
+    field("temperature", &Self::temperature, "Of cum_softmax: divides the similarities.");
   }
 };
 
@@ -152,9 +162,7 @@ class WEIR_API CoordinateDescentRouterImpl
   FORWARD_HAS_DEFAULT_ARGS({2, torch::nn::AnyValue(CoordinateDescentRouterInputs())})
 
  private:
-  struct Blocks;
-
-  CoordinateDescentRouterOutputs route(const at::Tensor& x, const Blocks& blocks,
+  CoordinateDescentRouterOutputs route(const at::Tensor& x, const RouteBlocks& blocks,
                                        const CoordinateDescentRouterInputs& inputs) const;
   at::Tensor similarities(const at::Tensor& x, const std::optional<at::Tensor>& external) const;
 

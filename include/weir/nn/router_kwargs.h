@@ -22,6 +22,8 @@ struct RouterKwargs {
   std::optional<std::int64_t> route_block_size = std::nullopt;
   std::string select_by = "similarity";
   std::string solver = "iterative";
+  std::string router_type = "coor_descent";
+  double temperature = 1;
 
   template <class Visitor>
   static void fields(Visitor&& field) {
@@ -37,6 +39,8 @@ struct RouterKwargs {
     field("route_block_size", &Self::route_block_size, kHelp);
     field("select_by", &Self::select_by, kHelp);
     field("solver", &Self::solver, kHelp);
+    field("router_type", &Self::router_type, kHelp);
+    field("temperature", &Self::temperature, kHelp);
   }
 
   CoordinateDescentRouterOptions router(std::int64_t dim, bool straight_through,
@@ -53,7 +57,9 @@ struct RouterKwargs {
             .cosine_sim_scale = cosine_sim_scale,
             .route_block_size = route_block_size,
             .select_by = select_by,
-            .solver = solver};
+            .solver = solver,
+            .router_type = router_type,
+            .temperature = temperature};
   }
 };
 
