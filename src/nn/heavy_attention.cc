@@ -119,14 +119,17 @@ at::Tensor HeavyAttentionImpl::forward(const at::Tensor& x, const HeavyAttention
   at::Tensor queries = to_q(norm(x))
                            .unflatten(-1, {options.heads, options.dim_head})
                            .transpose(1, 2);  // (batch, heads, n, dim_head)
+  // Under autocast projections are in 16 bits and scores are not.
+  const auto times = [](const at::Tensor& heads, const at::Tensor& scores) {
+    return heads * scores.unsqueeze(-1).to(heads.scalar_type());
+  };
   if (inputs.normalized_scores_q)
-    queries = queries * inputs.normalized_scores_q->unsqueeze(1).unsqueeze(-1);
+    queries = times(queries, inputs.normalized_scores_q->unsqueeze(1));
   auto [keys, values] = keys_and_values(context);
   if (inputs.normalized_scores_kv) {
-    const at::Tensor scores =
-        of_heads(with_routes(*inputs.normalized_scores_kv, 3), options.heads).unsqueeze(-1);
-    values = values * scores;
-    if (options.multiply_keys_by_score) keys = keys * scores;
+    const at::Tensor scores = of_heads(with_routes(*inputs.normalized_scores_kv, 3), options.heads);
+    values = times(values, scores);
+    if (options.multiply_keys_by_score) keys = times(keys, scores);
   }
   if (inputs.inv_freq) {
     const at::Tensor at_q = inputs.positions_q.value_or(from_zero(x.size(1), x)),

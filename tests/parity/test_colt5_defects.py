@@ -3,10 +3,16 @@
 import pytest
 import torch
 import weir
-from weir.colt5_attention import ConditionalRoutedFeedForward, CoordinateDescentRouter, route_back
+from weir.colt5_attention import (
+    ConditionalRoutedAttention,
+    ConditionalRoutedFeedForward,
+    CoordinateDescentRouter,
+    route_back,
+)
 
 pytest.importorskip("coordinate_descent_attention", reason="tests/parity/requirements.txt is not installed")
 
+from colt5_attention import ConditionalRoutedAttention as PublishedAttention
 from colt5_attention import ConditionalRoutedFeedForward as PublishedFeedForward
 from colt5_attention import CoordinateDescentRouter as Published
 
@@ -241,3 +247,66 @@ def test_route_back_leaves_its_input():
 def test_published_arguments():
     options = dict(use_triton=False, triton_checkpoint_segments=2)
     assert CoordinateDescentRouter(DIM, **options).options == weir.CoordinateDescentRouter(DIM).options
+
+
+# -- ConditionalRoutedAttention: A1, A10, A12, A14, A15 -------------------------------------------------------------------
+
+
+def attentions(dtype=torch.float64, **options):
+    """(package, Weir) with the same parameters."""
+    sizes = dict(dim=DIM, num_heavy_tokens_q=5, num_heavy_tokens_kv=4, light_dim_head=8, light_heads=2, light_window_size=4)
+    sizes |= dict(heavy_dim_head=8, heavy_heads=6, router_kwargs=dict(eps=1.0)) | options
+    torch.manual_seed(0)
+    theirs, ours = PublishedAttention(**sizes).to(dtype), ConditionalRoutedAttention(**sizes).to(dtype)
+    ours.load_state_dict(theirs.state_dict())
+    return theirs, ours
+
+
+def test_a1_attention_with_several_routes():
+    theirs, ours = attentions(num_routed_kv=3)
+    x = normal(2, 16, DIM, scale=0.3).requires_grad_()
+    for module, mixes in ((theirs, True), (ours, False)):
+        (gradient,) = torch.autograd.grad(module(x)[1].square().sum(), x)
+        assert gradient[0].any().item() is mixes
+    alone = torch.cat([theirs(x[i : i + 1]) for i in range(2)])
+    torch.testing.assert_close(ours(x), alone, rtol=0, atol=1e-9)
+
+
+def test_a10_padding_of_the_light_branch():
+    theirs, ours = attentions()
+    x, mask = normal(2, 15, DIM, scale=0.3), torch.ones(2, 15, dtype=torch.bool)  # 15: not whole half windows
+    right = theirs(x, mask=mask)
+    assert (theirs(x) - right).abs().max() > 1e-3
+    torch.testing.assert_close(ours(x), right, rtol=0, atol=1e-9)
+
+
+def test_a12_autocast_of_the_attention():
+    theirs, ours = attentions(torch.float32)
+    x = normal(2, 16, DIM, scale=0.3).float().requires_grad_()
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        with pytest.raises(RuntimeError, match="dtype"):
+            theirs(x)
+        out = ours(x)
+    out.square().sum().backward()
+    assert x.grad.isfinite().all()
+    torch.testing.assert_close(out.float(), ours(x), rtol=0, atol=0.1)
+
+
+def test_a14_heads_that_routes_do_not_divide():
+    sizes = dict(dim=DIM, num_heavy_tokens_q=5, num_heavy_tokens_kv=4, heavy_heads=6, num_routed_kv=4)
+    theirs = PublishedAttention(**sizes)
+    with pytest.raises(AssertionError):
+        theirs(normal(1, 16, DIM).float())
+    with pytest.raises(ValueError, match="expected `num_routed_kv` to divide `heavy_heads`, 6, but got 4"):
+        ConditionalRoutedAttention(**sizes)
+
+
+def test_a15_positions_of_the_light_branch():
+    """Without rotary embedding, tokens of a window may change places."""
+    x = normal(1, 8, DIM, scale=0.3)
+    swapped = x[:, [0, 1, 2, 4, 3, 5, 6, 7]]
+    for light_rotary in (False, True):
+        torch.manual_seed(0)
+        layer = ConditionalRoutedAttention(DIM, 8, 8, light_window_size=16, light_rotary=light_rotary).double()
+        same = torch.allclose(layer(x)[:, 0], layer(swapped)[:, 0], rtol=0, atol=1e-9)
+        assert same is not light_rotary
