@@ -13,6 +13,7 @@
 #include <cmath>
 
 #include "ops/block_sparse_attention.h"
+#include "ops/composite_gradient.h"
 
 namespace weir::ops {
 namespace {
@@ -142,7 +143,11 @@ class BlockSparseAttention : public torch::autograd::Function<BlockSparseAttenti
     const auto integers = ctx->saved_data.at("integers").toIntVector();
     const auto numbers = ctx->saved_data.at("numbers").toDoubleVector();
     if (at::GradMode::is_enabled()) {  // a second derivative is wanted: differentiate the composite
-      differentiate_composite(grads[0], saved, tensors, integers, numbers, result);
+      const auto composite = [&](const variable_list& x) {
+        return std::get<0>(
+            attend_composite(x[0], x[1], x[2], optional(x[3]), tensors, integers, numbers));
+      };
+      differentiate_composite(grads[0], saved, kDifferentiable, composite, result);
       return result;
     }
     std::tie(result[0], result[1], result[2], result[3]) =
@@ -157,28 +162,6 @@ class BlockSparseAttention : public torch::autograd::Function<BlockSparseAttenti
 
   static OptionalTensor optional(const at::Tensor& x) {
     return x.defined() ? OptionalTensor(x) : std::nullopt;
-  }
-
-  static void differentiate_composite(const at::Tensor& grad, const variable_list& saved,
-                                      const Tensors& tensors, at::IntArrayRef integers,
-                                      at::ArrayRef<double> numbers, variable_list& result) {
-    variable_list operands(kDifferentiable), inputs;
-    const auto wanted = [&](std::size_t i) {
-      return saved[i].defined() && saved[i].requires_grad();
-    };
-    for (std::size_t i = 0; i < kDifferentiable; ++i) {
-      // apart, even where one tensor is several
-      if (saved[i].defined()) operands[i] = saved[i].view_as(saved[i]);
-      if (wanted(i)) inputs.push_back(operands[i]);
-    }
-    const at::Tensor output = std::get<0>(attend_composite(
-        operands[0], operands[1], operands[2], optional(operands[3]), tensors, integers, numbers));
-    const auto inner = torch::autograd::grad({output}, inputs, {grad}, std::nullopt,
-                                             /*create_graph=*/true, /*allow_unused=*/true);
-    std::size_t next = 0;
-    for (std::size_t i = 0; i < kDifferentiable; ++i) {
-      if (wanted(i)) result[i] = inner[next++];
-    }
   }
 };
 

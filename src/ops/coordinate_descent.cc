@@ -16,6 +16,7 @@
 #include <utility>
 
 #include "ops/checks.h"
+#include "ops/composite_gradient.h"
 #include "ops/coordinate_descent.h"
 
 namespace weir::ops {
@@ -197,17 +198,11 @@ class CoordinateDescent : public torch::autograd::Function<CoordinateDescent> {
     torch::autograd::variable_list result(8);
     if (!grads[0].defined()) return result;
     if (at::GradMode::is_enabled()) {  // a second derivative is wanted: differentiate the composite
-      const at::Tensor weights = std::get<0>(coordinate_descent_composite_forward(
-          scores, budget, mask, n_iters, eps, eps_init, eps_decay, solver));
-      torch::autograd::variable_list inputs;
-      for (const at::Tensor& input : {scores, budget}) {
-        if (input.requires_grad()) inputs.push_back(input);
-      }
-      auto inner = torch::autograd::grad({weights}, inputs, {grads[0]}, std::nullopt,
-                                         /*create_graph=*/true, /*allow_unused=*/true);
-      std::size_t next = 0;
-      if (scores.requires_grad()) result[0] = inner[next++];
-      if (budget.requires_grad()) result[1] = inner[next++];
+      const auto composite = [&](const torch::autograd::variable_list& x) {
+        return std::get<0>(coordinate_descent_composite_forward(x[0], x[1], mask, n_iters, eps,
+                                                                eps_init, eps_decay, solver));
+      };
+      differentiate_composite(grads[0], saved, /*count=*/2, composite, result);
       return result;
     }
     auto [grad_scores, grad_budget] = backward_operator().call(

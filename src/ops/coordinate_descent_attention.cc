@@ -16,6 +16,7 @@
 
 #include "ops/block_sparse_attention.h"
 #include "ops/checks.h"
+#include "ops/composite_gradient.h"
 #include "ops/coordinate_descent_attention.h"
 
 namespace weir::ops {
@@ -198,7 +199,11 @@ class CoordinateDescentAttention : public torch::autograd::Function<CoordinateDe
     const auto numbers = ctx->saved_data.at("numbers").toDoubleVector();
     const std::string solver = ctx->saved_data.at("solver").toStringRef();
     if (at::GradMode::is_enabled()) {  // a second derivative is wanted: differentiate the composite
-      differentiate_composite(grads[0], saved, masks, integers, numbers, solver, result);
+      const auto composite = [&](const variable_list& x) {
+        return std::get<0>(coordinate_descent_attention_composite_forward(
+            x[0], x[1], x[2], x[3], masks.key_mask, masks.mask, integers, numbers, solver));
+      };
+      differentiate_composite(grads[0], saved, kDifferentiable, composite, result);
       return result;
     }
     std::tie(result[0], result[1], result[2], result[3]) =
@@ -213,26 +218,6 @@ class CoordinateDescentAttention : public torch::autograd::Function<CoordinateDe
 
  private:
   static constexpr std::size_t kInputs = 9, kDifferentiable = 4;
-
-  static void differentiate_composite(const at::Tensor& grad, const variable_list& saved,
-                                      const AttentionMasks& masks, at::IntArrayRef integers,
-                                      at::ArrayRef<double> numbers, const std::string& solver,
-                                      variable_list& result) {
-    variable_list operands, inputs;
-    for (std::size_t i = 0; i < kDifferentiable; ++i) {
-      operands.push_back(saved[i].view_as(saved[i]));  // apart, even where one tensor is several
-      if (saved[i].requires_grad()) inputs.push_back(operands[i]);
-    }
-    const at::Tensor output = std::get<0>(coordinate_descent_attention_composite_forward(
-        operands[0], operands[1], operands[2], operands[3], masks.key_mask, masks.mask, integers,
-        numbers, solver));
-    const auto inner = torch::autograd::grad({output}, inputs, {grad}, std::nullopt,
-                                             /*create_graph=*/true, /*allow_unused=*/true);
-    std::size_t next = 0;
-    for (std::size_t i = 0; i < kDifferentiable; ++i) {
-      if (saved[i].requires_grad()) result[i] = inner[next++];
-    }
-  }
 };
 
 std::tuple<at::Tensor, at::Tensor> forward_autograd(

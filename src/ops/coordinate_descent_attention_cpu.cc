@@ -153,13 +153,6 @@ at::Tensor key_sums(const Operands& in, const at::Tensor& x) {
                    x.options().dtype(in.problem.compute));
 }
 
-/// As the gradient of `x`.
-at::Tensor sum_of_parts(const at::Tensor& parts, const at::Tensor& x) {
-  const at::Tensor sum = parts.size(0) == 1 ? parts.squeeze(0) : parts.sum(0);
-  if (sum.sizes() == x.sizes() && sum.scalar_type() == x.scalar_type()) return sum;
-  return at::empty(x.sizes(), x.options()).copy_(sum.narrow(-1, 0, x.size(-1)));
-}
-
 std::tuple<at::Tensor, at::Tensor, at::Tensor, at::Tensor> backward_cpu(
     const at::Tensor& grad, const at::Tensor& query, const at::Tensor& key, const at::Tensor& value,
     const at::Tensor& budget, const OptionalTensor& key_mask, const OptionalTensor& mask,

@@ -14,6 +14,7 @@
 #include <limits>
 
 #include "ops/checks.h"
+#include "ops/composite_gradient.h"
 
 namespace weir::ops {
 namespace {
@@ -209,7 +210,11 @@ class LowRankAttention : public torch::autograd::Function<LowRankAttention> {
     const Rule rule = Rule::of(data.at("integers").toIntVector(),
                                data.at("numbers").toDoubleVector(), data.at("score").toStringRef());
     if (at::GradMode::is_enabled()) {  // a second derivative is wanted: differentiate the composite
-      differentiate_composite(grads[0], saved, rule, result);
+      // The choice of keys is constant almost everywhere: only what follows it is differentiated.
+      const auto composite = [&](const variable_list& x) {
+        return std::get<0>(attend_routed({x[0], x[1], x[2], x[3], x[4]}, saved[5], rule));
+      };
+      differentiate_composite(grads[0], saved, kDifferentiable, composite, result);
       return result;
     }
     std::tie(result[0], result[1], result[2], result[3], result[4]) = backward_operator().call(
@@ -220,24 +225,6 @@ class LowRankAttention : public torch::autograd::Function<LowRankAttention> {
 
  private:
   static constexpr std::size_t kInputs = 8, kDifferentiable = 5;
-
-  /// The choice of keys is constant almost everywhere: only what follows it is differentiated.
-  static void differentiate_composite(const at::Tensor& grad, const variable_list& saved,
-                                      const Rule& rule, variable_list& result) {
-    variable_list operands, inputs;
-    for (std::size_t i = 0; i < kDifferentiable; ++i) {
-      operands.push_back(saved[i].view_as(saved[i]));  // apart, even where one tensor is several
-      if (saved[i].requires_grad()) inputs.push_back(operands[i]);
-    }
-    const at::Tensor output = std::get<0>(attend_routed(
-        {operands[0], operands[1], operands[2], operands[3], operands[4]}, saved[5], rule));
-    const auto inner = torch::autograd::grad({output}, inputs, {grad}, std::nullopt,
-                                             /*create_graph=*/true, /*allow_unused=*/true);
-    std::size_t next = 0;
-    for (std::size_t i = 0; i < kDifferentiable; ++i) {
-      if (saved[i].requires_grad()) result[i] = inner[next++];
-    }
-  }
 };
 
 LowRankAttentionResult forward_autograd(const at::Tensor& route_query, const at::Tensor& route_key,

@@ -14,6 +14,7 @@
 #include <limits>
 
 #include "ops/checks.h"
+#include "ops/composite_gradient.h"
 
 namespace weir::ops {
 namespace {
@@ -90,7 +91,11 @@ class TopKAttention : public torch::autograd::Function<TopKAttention> {
     if (!grads[0].defined()) return result;
     const double scale = ctx->saved_data.at("scale").toDouble();
     if (at::GradMode::is_enabled()) {  // a second derivative is wanted: differentiate the composite
-      differentiate_composite(grads[0], saved, scale, result);
+      // The choice of keys is constant almost everywhere: only what follows it is differentiated.
+      const auto composite = [&](const variable_list& x) {
+        return std::get<0>(attend_kept(x[0], x[1], x[2], saved[3], scale));
+      };
+      differentiate_composite(grads[0], saved, kDifferentiable, composite, result);
       return result;
     }
     std::tie(result[0], result[1], result[2]) =
@@ -100,24 +105,6 @@ class TopKAttention : public torch::autograd::Function<TopKAttention> {
 
  private:
   static constexpr std::size_t kInputs = 8, kDifferentiable = 3;
-
-  /// The choice of keys is constant almost everywhere: only what follows it is differentiated.
-  static void differentiate_composite(const at::Tensor& grad, const variable_list& saved,
-                                      double scale, variable_list& result) {
-    variable_list operands, inputs;
-    for (std::size_t i = 0; i < kDifferentiable; ++i) {
-      operands.push_back(saved[i].view_as(saved[i]));  // apart, even where one tensor is several
-      if (saved[i].requires_grad()) inputs.push_back(operands[i]);
-    }
-    const at::Tensor output =
-        std::get<0>(attend_kept(operands[0], operands[1], operands[2], saved[3], scale));
-    const auto inner = torch::autograd::grad({output}, inputs, {grad}, std::nullopt,
-                                             /*create_graph=*/true, /*allow_unused=*/true);
-    std::size_t next = 0;
-    for (std::size_t i = 0; i < kDifferentiable; ++i) {
-      if (saved[i].requires_grad()) result[i] = inner[next++];
-    }
-  }
 };
 
 TopKAttentionResult forward_autograd(const at::Tensor& query, const at::Tensor& key,

@@ -28,14 +28,6 @@ inline at::Tensor sums_of_parts(const kernels::BlockSparseAttentionShape& shape,
       x.options().dtype(x.scalar_type() == at::kDouble ? at::kDouble : at::kFloat));
 }
 
-/// The gradient of `like`.
-inline at::Tensor sum_of_parts(const at::Tensor& parts, const at::Tensor& like) {
-  const at::Tensor sum = parts.size(0) == 1 ? parts.squeeze(0) : parts.sum(0);
-  if (sum.sizes() == like.sizes() && sum.scalar_type() == like.scalar_type()) return sum;
-  // Into strides that Meta says: contiguous() leaves a single row those of its padding.
-  return at::empty(like.sizes(), like.options()).copy_(sum.narrow(-1, 0, like.size(-1)));
-}
-
 /// Elementary steps of one call of the backward, over `kept` keys of each query.
 inline std::int64_t backward_cost(const kernels::BlockSparseAttentionShape& shape,
                                   std::int64_t kept) {
