@@ -22,6 +22,15 @@ TORCH_LIBRARY(weir, m) {
       "Tensor trace, int n_iters, float eps, float? eps_init, float eps_decay, str solver) "
       "-> (Tensor grad_scores, Tensor grad_budget)");
   m.def(
+      "prefix_thresholds(Tensor scores, Tensor budgets, int[] lengths, *, int n_iters=20, float "
+      "eps=0.1, float? eps_init=None, float eps_decay=1.0, str solver=\"iterative\") -> Tensor");
+  m.def(
+      "_prefix_thresholds(Tensor scores, Tensor budgets, int[] lengths, int n_iters, float eps, "
+      "float? eps_init, float eps_decay, str solver) -> (Tensor thresholds, Tensor trace)");
+  m.def(
+      "_prefix_thresholds_backward(Tensor grad, Tensor scores, Tensor budgets, Tensor trace, int[] "
+      "lengths, int n_iters, float eps, float? eps_init, float eps_decay, str solver) -> Tensor");
+  m.def(
       "topk(Tensor scores, int k, *, float coor_descent_k_ratio=1.125, int n_iters=20, float "
       "eps=0.1, "
       "float? eps_init=None, float eps_decay=1.0, Tensor? mask=None, str solver=\"iterative\", "

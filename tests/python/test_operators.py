@@ -248,6 +248,22 @@ class LowRankAttention(unittest.TestCase):
             torch.testing.assert_close(q.grad, again.grad)
 
 
+class PrefixThresholds(unittest.TestCase):
+    def test_opcheck(self):
+        scores, budgets = torch.randn(2, 3, 20, requires_grad=True), torch.tensor([1.5, 3.0, 4.0])
+        for solver in ("iterative", "exact"):
+            torch.library.opcheck(weir.prefix_thresholds.default, (scores, budgets, [4, 5, 20]), dict(solver=solver))
+            private = (scores, budgets, [4, 5, 20], 9, 0.1, 2.0, 0.7, solver)
+            torch.library.opcheck(weir._prefix_thresholds.default, private)
+
+    def test_one_graph(self):
+        f = torch.compile(lambda s: weir.prefix_thresholds(s, torch.ones(1), [4], solver="exact"), fullgraph=True, backend="aot_eager")
+        scores, again = torch.randn(2, 8).expand(2, 2, 8).clone().requires_grad_().unbind()
+        got, want = f(scores), weir.prefix_thresholds(again, torch.ones(1), [4], solver="exact")
+        torch.testing.assert_close(got, want)
+        torch.testing.assert_close(torch.autograd.grad(got.sum(), scores), torch.autograd.grad(want.sum(), again))
+
+
 class Gradcheck(unittest.TestCase):
     def test_first_and_second_derivatives(self):
         torch.manual_seed(0)

@@ -60,10 +60,10 @@ HWY_INLINE void WeightsOfRow(const RowStatistics<T>& row, const RowSolver& solve
   }
 }
 
-/// Scores x to weights in place, and the trace. `scratch` holds ExactScratch(span) elements.
+/// a_0 ... of the row x. `scratch` holds ExactScratch(span) elements.
 template <class T>
-HWY_INLINE void SolveRow(const RowStatistics<T>& row, const RowSolver& solver, T* x, T* scratch,
-                         double* trace) {
+HWY_INLINE void TraceOfRow(const RowStatistics<T>& row, const RowSolver& solver, const T* x,
+                           T* scratch, double* trace) {
   if (row.valid == 0) {
     std::fill(trace, trace + solver.trace_size(), 0.0);
   } else if (IsPoisoned(row, solver.budget)) {
@@ -73,6 +73,13 @@ HWY_INLINE void SolveRow(const RowStatistics<T>& row, const RowSolver& solver, T
   } else {
     Iterate(x, row, solver.clamped_budget(), solver.eps, solver.n_iters, scratch, trace);
   }
+}
+
+/// Scores x to weights in place, and the trace. `scratch` as above.
+template <class T>
+HWY_INLINE void SolveRow(const RowStatistics<T>& row, const RowSolver& solver, T* x, T* scratch,
+                         double* trace) {
+  TraceOfRow(row, solver, x, scratch, trace);
   WeightsOfRow(row, solver, trace, x, x);
 }
 
