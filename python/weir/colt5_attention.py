@@ -3,12 +3,14 @@
 import torch
 
 from . import ConditionalRoutedAttention as _ConditionalRoutedAttention
+from . import ConditionalRoutedAutoregressiveAttention as _ConditionalRoutedAutoregressiveAttention
 from . import ConditionalRoutedFeedForward as _ConditionalRoutedFeedForward
 from . import CoordinateDescentRouter as _CoordinateDescentRouter
 from .ops import coor_descent, topk
 
 __all__ = [
     "ConditionalRoutedAttention",
+    "ConditionalRoutedAutoregressiveAttention",
     "ConditionalRoutedFeedForward",
     "CoordinateDescentRouter",
     "coor_descent",
@@ -63,3 +65,7 @@ class ConditionalRoutedFeedForward(_Routed, _ConditionalRoutedFeedForward):
 
 class ConditionalRoutedAttention(_Routed, _ConditionalRoutedAttention):
     """`weir.ConditionalRoutedAttention`, with the package's arguments."""
+
+
+class ConditionalRoutedAutoregressiveAttention(_Routed, _ConditionalRoutedAutoregressiveAttention):
+    """`weir.ConditionalRoutedAutoregressiveAttention`, with the package's arguments."""

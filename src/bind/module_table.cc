@@ -10,10 +10,12 @@
 
 #include "config/error.h"
 #include "config/nearest.h"
+#include "weir/models/conditional_routed_transformer.h"
 #include "weir/models/coordinate_descent_transformer.h"
 #include "weir/models/local_transformer.h"
 #include "weir/models/sparse_transformer.h"
 #include "weir/nn/conditional_routed_attention.h"
+#include "weir/nn/conditional_routed_autoregressive_attention.h"
 #include "weir/nn/conditional_routed_feed_forward.h"
 #include "weir/nn/coordinate_descent_attention.h"
 #include "weir/nn/coordinate_descent_feed_forward.h"
@@ -221,12 +223,23 @@ constexpr Entry kEntries[] = {
         "ConditionalRoutedAttention",
         "Local attention for all tokens and full attention for those that routers choose. (batch, "
         "n, dim) -> (batch, n, dim)"),
+    entry<nn::ConditionalRoutedAutoregressiveAttentionImpl,
+          nn::ConditionalRoutedAutoregressiveAttentionOptions,
+          nn::ConditionalRoutedAutoregressiveAttentionInputs>(
+        "ConditionalRoutedAutoregressiveAttention",
+        "Causal local attention for all tokens, and attention to all that came before for those "
+        "that routers choose. (batch, n, dim) -> (batch, n, dim)"),
     entry<nn::ConditionalRoutedFeedForwardImpl, nn::ConditionalRoutedFeedForwardOptions,
           nn::ConditionalRoutedFeedForwardInputs>(
         "ConditionalRoutedFeedForward",
         "Feed-forward layer in two branches: a light one for all tokens, a heavy one for those "
         "that "
         "a router chooses. (batch, n, dim) -> (batch, n, dim)"),
+    entry<models::ConditionalRoutedTransformerImpl, models::ConditionalRoutedTransformerOptions>(
+        "ConditionalRoutedTransformer",
+        "Causal language model whose layers have a light branch for all tokens and a heavy one for "
+        "those that routers choose. (batch, n) -> logits (batch, n, num_tokens)",
+        models::ConditionalRoutedTransformerImpl::kKind),
     entry<nn::CoordinateDescentAttentionImpl, nn::CoordinateDescentAttentionOptions,
           nn::CoordinateDescentAttentionInputs>(
         "CoordinateDescentAttention",

@@ -18,26 +18,41 @@ constexpr auto kDefaultKind = "coordinate_descent";
 // What the program gives a model unless told otherwise: bytes, a size that two cores can train, and
 // the mechanism that the kind is named after. The library's defaults are the published package's.
 const config::Json& program_defaults(const std::string& kind) {
-  static const config::Json coordinate_descent = {{"num_tokens", 256},
-                                                  {"dim", 128},
-                                                  {"seq_len", 128},
-                                                  {"depth", 4},
-                                                  {"attn_kind", "coordinate_descent"}};
-  static const config::Json local = {{"num_tokens", 256},
-                                     {"dim", 128},
-                                     {"max_seq_len", 256},
-                                     {"depth", 4},
-                                     {"local_attn_window_size", 32}};
-  static const config::Json sparse = {{"num_tokens", 256},
-                                      {"dim", 128},
-                                      {"seq_len", 128},
-                                      {"depth", 4},
-                                      {"attn_mode", "local+strided"},
-                                      {"local_attn_ctx", 16}};
+  static const config::Json kinds = {{"coordinate_descent",
+                                      {{"num_tokens", 256},
+                                       {"dim", 128},
+                                       {"seq_len", 128},
+                                       {"depth", 4},
+                                       {"attn_kind", "coordinate_descent"}}},
+                                     {"colt5",
+                                      {{"num_tokens", 256},
+                                       {"dim", 128},
+                                       {"max_seq_len", 256},
+                                       {"depth", 4},
+                                       {"num_heavy_attn_tokens_q", 8},
+                                       {"num_heavy_attn_tokens_kv", 32},
+                                       {"num_heavy_ff_tokens", 8},
+                                       {"light_dim_head", 32},
+                                       {"light_heads", 4},
+                                       {"light_window_size", 32},
+                                       {"heavy_dim_head", 32},
+                                       {"heavy_heads", 4}}},
+                                     {"local",
+                                      {{"num_tokens", 256},
+                                       {"dim", 128},
+                                       {"max_seq_len", 256},
+                                       {"depth", 4},
+                                       {"local_attn_window_size", 32}}},
+                                     {"sparse",
+                                      {{"num_tokens", 256},
+                                       {"dim", 128},
+                                       {"seq_len", 128},
+                                       {"depth", 4},
+                                       {"attn_mode", "local+strided"},
+                                       {"local_attn_ctx", 16}}}};
   static const config::Json others = config::Json::object();
-  if (kind == kDefaultKind) return coordinate_descent;
-  if (kind == "sparse") return sparse;
-  return kind == "local" ? local : others;
+  const auto found = kinds.find(kind);
+  return found == kinds.end() ? others : *found;
 }
 
 std::vector<config::Field> model_fields(const std::string& kind) {

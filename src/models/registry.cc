@@ -6,6 +6,7 @@
 
 #include "config/error.h"
 #include "config/nearest.h"
+#include "weir/models/conditional_routed_transformer.h"
 #include "weir/models/coordinate_descent_transformer.h"
 #include "weir/models/local_transformer.h"
 #include "weir/models/sparse_transformer.h"
@@ -30,6 +31,7 @@ constexpr Entry entry() {
 }
 
 constexpr Entry kEntries[] = {
+    entry<ConditionalRoutedTransformerImpl, ConditionalRoutedTransformerOptions>(),
     entry<CoordinateDescentTransformerImpl, CoordinateDescentTransformerOptions>(),
     entry<LocalTransformerImpl, LocalTransformerOptions>(),
     entry<SparseTransformerImpl, SparseTransformerOptions>(),

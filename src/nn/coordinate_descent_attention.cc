@@ -81,13 +81,6 @@ at::Tensor mask_behind_nulls(const at::Tensor& mask, std::int64_t nulls) {
   return nulls == 0 ? mask : at::cat({mask.new_ones({mask.size(0), nulls}), mask}, 1);
 }
 
-// `rows` (batch, heads, m, features) to `slots` (batch, m); returns the first `length` slots.
-at::Tensor write(at::Tensor& cache, const at::Tensor& rows, const at::Tensor& slots,
-                 std::int64_t length) {
-  cache.scatter_(2, slots.unsqueeze(1).unsqueeze(-1).expand_as(rows), rows);
-  return cache.narrow(2, 0, length);
-}
-
 // Room for `max_length` tokens behind `nulls` (heads, nulls, features). Zeros, not empty: a weight
 // of 0 times a stray NaN would be NaN.
 at::Tensor room_behind(const at::Tensor& nulls, std::int64_t batch, std::int64_t max_length) {
@@ -152,9 +145,9 @@ at::Tensor CoordinateDescentAttentionImpl::step(const at::Tensor& x, const at::T
   const std::int64_t nulls = options.attn_null_kv, slots = nulls + length;
   const at::Tensor normed = norm(x), places = positions + nulls;  // (batch, m)
   Projected p = project(normed);
-  p.keys = write(past[0].keys, p.keys, places, slots);
-  p.values = write(past[0].values, p.values, places, slots);
-  if (p.route_keys.defined()) p.route_keys = write(past[1].keys, p.route_keys, places, slots);
+  p.keys = write_slots(past[0].keys, p.keys, places, slots);
+  p.values = write_slots(past[0].values, p.values, places, slots);
+  if (p.route_keys.defined()) p.route_keys = write_slots(past[1].keys, p.route_keys, places, slots);
   if (length == x.size(1)) return attend(normed, p, {});  // all rows begin here
   const at::Tensor seen = at::arange(slots, positions.options()) <= places.unsqueeze(-1);
   return attend(normed, p, {.causal = false, .masks = {.mask = seen.unsqueeze(1)}});

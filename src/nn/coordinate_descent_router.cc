@@ -50,11 +50,7 @@ ops::CoordinateDescentOptions checked(const CoordinateDescentRouterOptions& opti
       ": expected `select_by` \"similarity\" with `router_type` \"cum_softmax\", whose "
       "scores do not grow with similarity.");
   check_positive(kName, "temperature", options.temperature);
-  const ops::CoordinateDescentOptions solver = {.n_iters = options.n_iters,
-                                                .eps = options.eps,
-                                                .eps_init = options.eps_init,
-                                                .eps_decay = options.eps_decay,
-                                                .solver = options.solver};
+  const auto solver = options.solver_options();
   check_coordinate_descent(kName, solver, {"n_iters", "eps", "eps_init", "eps_decay", "solver"});
   return solver;
 }
@@ -205,6 +201,7 @@ CoordinateDescentRouterOutputs CoordinateDescentRouterImpl::route(
 // (batch, routes, n), in float32 at least.
 at::Tensor CoordinateDescentRouterImpl::similarities(
     const at::Tensor& x_, const std::optional<at::Tensor>& external) const {
+  const c10::impl::ExcludeDispatchKeyGuard no_autocast(c10::autocast_dispatch_keyset);
   const at::Tensor x = x_.to(computed_in(x_));
   at::Tensor tokens = (external ? *external : routing_token).to(x.scalar_type());
   if (options.cosine_sim_routing) tokens = unit_length(tokens) * options.cosine_sim_scale;

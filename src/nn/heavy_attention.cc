@@ -87,6 +87,11 @@ at::Tensor from_zero(std::int64_t count, const at::Tensor& x) {
   return at::arange(count, x.options().dtype(at::kLong)).expand({x.size(0), count});
 }
 
+// Under autocast projections are in 16 bits and scores are not.
+at::Tensor times(const at::Tensor& heads, const at::Tensor& scores) {
+  return heads * scores.unsqueeze(-1).to(heads.scalar_type());
+}
+
 // `null` (heads, dim_head) in front of `slots` (batch, heads, m, dim_head).
 at::Tensor behind_null(const at::Tensor& null, const at::Tensor& slots) {
   return at::cat(
@@ -116,15 +121,7 @@ void HeavyAttentionImpl::reset() {
 
 at::Tensor HeavyAttentionImpl::forward(const at::Tensor& x, const HeavyAttentionInputs& inputs) {
   const at::Tensor context = checked_context(x, inputs, options);
-  at::Tensor queries = to_q(norm(x))
-                           .unflatten(-1, {options.heads, options.dim_head})
-                           .transpose(1, 2);  // (batch, heads, n, dim_head)
-  // Under autocast projections are in 16 bits and scores are not.
-  const auto times = [](const at::Tensor& heads, const at::Tensor& scores) {
-    return heads * scores.unsqueeze(-1).to(heads.scalar_type());
-  };
-  if (inputs.normalized_scores_q)
-    queries = times(queries, inputs.normalized_scores_q->unsqueeze(1));
+  const at::Tensor of_x = queries(x, inputs);
   auto [keys, values] = keys_and_values(context);
   if (inputs.normalized_scores_kv) {
     const at::Tensor scores = of_heads(with_routes(*inputs.normalized_scores_kv, 3), options.heads);
@@ -132,10 +129,8 @@ at::Tensor HeavyAttentionImpl::forward(const at::Tensor& x, const HeavyAttention
     if (options.multiply_keys_by_score) keys = times(keys, scores);
   }
   if (inputs.inv_freq) {
-    const at::Tensor at_q = inputs.positions_q.value_or(from_zero(x.size(1), x)),
-                     at_kv = inputs.positions_kv.value_or(from_zero(context.size(2), x));
-    queries = rotated(queries, at_q, *inputs.inv_freq);
-    keys = rotated_keys(keys, at_kv, *inputs.inv_freq);
+    keys = rotated_keys(keys, inputs.positions_kv.value_or(from_zero(context.size(2), x)),
+                        *inputs.inv_freq);
   }
   std::optional<at::Tensor> mask;  // (batch, heads, 1, 1 + m)
   if (inputs.mask) {
@@ -144,8 +139,19 @@ at::Tensor HeavyAttentionImpl::forward(const at::Tensor& x, const HeavyAttention
     mask = of_heads(at::cat({null, routed}, 2), options.heads).unsqueeze(2);
   }
   const at::Tensor out = ops::block_sparse_attention(
-      queries, behind_null(null_kv[0], keys), behind_null(null_kv[1], values), {.mask = mask});
+      of_x, behind_null(null_kv[0], keys), behind_null(null_kv[1], values), {.mask = mask});
   return to_out(out.transpose(1, 2).flatten(2));
+}
+
+// (batch, heads, n, dim_head)
+at::Tensor HeavyAttentionImpl::queries(const at::Tensor& x, const HeavyAttentionInputs& inputs) {
+  at::Tensor result =
+      to_q(norm(x)).unflatten(-1, {options.heads, options.dim_head}).transpose(1, 2);
+  if (inputs.normalized_scores_q) {
+    result = times(result, inputs.normalized_scores_q->unsqueeze(1));
+  }
+  if (!inputs.inv_freq) return result;
+  return rotated(result, inputs.positions_q.value_or(from_zero(x.size(1), x)), *inputs.inv_freq);
 }
 
 // `context` (batch, routes, m, dim): twice (batch, heads, m, dim_head).

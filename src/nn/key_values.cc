@@ -4,6 +4,7 @@
 
 #include <ATen/ops/cat.h>
 #include <ATen/ops/empty.h>
+#include <ATen/ops/zeros.h>
 #include <c10/util/Exception.h>
 
 #include <optional>
@@ -53,6 +54,20 @@ KeyValues empty_key_values(std::int64_t batch, std::int64_t heads, std::int64_t 
   return {.keys = at::empty({batch, heads, 0, dim_head}, options),
           .values = at::empty({batch, heads, 0, dim_head}, options),
           .positions = at::empty({batch, 0}, options.dtype(at::kLong))};
+}
+
+KeyValues blank_key_values(std::int64_t batch, std::int64_t heads, std::int64_t slots,
+                           std::int64_t dim_head, const at::TensorOptions& options) {
+  const auto plain = options.requires_grad(false);
+  return {.keys = at::zeros({batch, heads, slots, dim_head}, plain),
+          .values = at::zeros({batch, heads, slots, dim_head}, plain)};
+}
+
+at::Tensor write_slots(at::Tensor& slots, const at::Tensor& rows, const at::Tensor& places,
+                       std::int64_t length) {
+  slots.scatter_(2, places.unsqueeze(1).unsqueeze(-1).expand_as(rows),
+                 rows.to(slots.scalar_type()));
+  return slots.narrow(2, 0, length);
 }
 
 }  // namespace weir::nn

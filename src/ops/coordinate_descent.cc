@@ -238,6 +238,12 @@ TORCH_LIBRARY_IMPL(weir, Autograd, m) { m.impl("_coordinate_descent", forward_au
 
 }  // namespace
 
+double read_out_eps(const CoordinateDescentOptions& options) {
+  return checked_schedule("coordinate_descent", options.n_iters, options.eps, options.eps_init,
+                          options.eps_decay, options.solver)
+      .back();
+}
+
 at::Tensor coordinate_descent(const at::Tensor& scores, const at::Tensor& budget,
                               const std::optional<at::Tensor>& mask,
                               const CoordinateDescentOptions& options) {

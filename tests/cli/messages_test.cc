@@ -36,7 +36,7 @@ TEST_F(MessagesTest, UnknownWords) {
        {{"train", "--model.kind", "coordinate_decent"},
         2,
         "unknown model kind `coordinate_decent`; did you mean `coordinate_descent`? The kinds "
-        "are `coordinate_descent`, `local`, `sparse`."},
+        "are `colt5`, `coordinate_descent`, `local`, `sparse`."},
        {{"generate", "x", "--promt", "y"},
         2,
         "weir generate: unknown option --promt; did you mean --prompt?"},

@@ -39,10 +39,10 @@ TEST(Registry, RefusesWhatItDoesNotKnow) {
   EXPECT_THAT(make("coordinate_decent", "{}"),
               ThrowsMessage<config::Error>(StrEq(
                   "unknown model kind `coordinate_decent`; did you mean `coordinate_descent`? "
-                  "The kinds are `coordinate_descent`, `local`, `sparse`.")));
-  EXPECT_THAT(make("xyz", "{}"),
-              ThrowsMessage<config::Error>(StrEq("unknown model kind `xyz`. The kinds are "
-                                                 "`coordinate_descent`, `local`, `sparse`.")));
+                  "The kinds are `colt5`, `coordinate_descent`, `local`, `sparse`.")));
+  EXPECT_THAT(make("xyz", "{}"), ThrowsMessage<config::Error>(
+                                     StrEq("unknown model kind `xyz`. The kinds are "
+                                           "`colt5`, `coordinate_descent`, `local`, `sparse`.")));
   EXPECT_THAT(
       make("coordinate_descent", R"({"dimm": 3})"),
       ThrowsMessage<config::Error>(StrEq("unknown key `model.dimm`; did you mean `model.dim`?")));

@@ -13,11 +13,12 @@ from coordinate_descent_attention import AutoregressiveWrapper  # noqa: E402
 
 from cases import CASES, SMALL, TRANSFORMERS, attention_case, normal, operator_case, tokens, uniform
 from colt5_cases import COLT5_CASES
+from colt5_causal_cases import COLT5_CAUSAL_CASES
 from harness import Function, build, check
 from local_attention_cases import LOCAL_CASES, LOCAL_TRANSFORMERS
 
 STEPS = 10
-ALL_CASES = CASES + LOCAL_CASES + COLT5_CASES
+ALL_CASES = CASES + LOCAL_CASES + COLT5_CASES + COLT5_CAUSAL_CASES
 
 
 def by_name(case):

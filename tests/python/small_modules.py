@@ -33,7 +33,17 @@ def small_modules():
                  light_window_size=4, heavy_dim_head=4, heavy_heads=2, rotary_emb=True, router_kwargs=dict(eps=1.0)),
             tokens,
         ),
+        "ConditionalRoutedAutoregressiveAttention": (
+            dict(dim=16, num_heavy_tokens_q=1, num_heavy_tokens_kv=2, num_routed_kv=2, light_dim_head=4, light_heads=2,
+                 light_window_size=2, heavy_dim_head=4, heavy_heads=2, rotary_emb=True, router_kwargs=dict(eps=1.0)),
+            tokens,
+        ),
         "ConditionalRoutedFeedForward": (dict(dim=16, num_heavy_tokens=3, router_kwargs={"eps": 1.0}), tokens),
+        "ConditionalRoutedTransformer": (
+            dict(num_tokens=19, dim=16, max_seq_len=12, depth=1, num_heavy_attn_tokens_q=1, num_heavy_attn_tokens_kv=2,
+                 num_heavy_ff_tokens=1, light_dim_head=4, light_heads=2, light_window_size=2, heavy_dim_head=4, heavy_heads=2),
+            lambda: torch.randint(0, 19, (2, 7)),
+        ),
         "CoordinateDescentAttention": (
             dict(dim=16, dim_head=8, heads=2, use_coor_descent=True, attn_null_kv=2, learned_sparsity_k=True,
                  coor_descent_sparsity_k=3.0),

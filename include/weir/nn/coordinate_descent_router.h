@@ -80,6 +80,15 @@ struct CoordinateDescentRouterOptions {
           "coor_descent, or cum_softmax, a router of the first releases of CoLT5-attention.");
     field("temperature", &Self::temperature, "Of cum_softmax: divides the similarities.");
   }
+
+  /// Those of coordinate descent.
+  ops::CoordinateDescentOptions solver_options() const {
+    return {.n_iters = n_iters,
+            .eps = eps,
+            .eps_init = eps_init,
+            .eps_decay = eps_decay,
+            .solver = solver};
+  }
 };
 
 /// How many tokens a call routes: one number, or int64 (batch) with a number per entry of the
@@ -155,6 +164,11 @@ class WEIR_API CoordinateDescentRouterImpl
   CoordinateDescentRouterOutputs forward(const at::Tensor& x, const NumTokens& num_tokens,
                                          const CoordinateDescentRouterInputs& inputs = {});
 
+  /// (batch, n, dim) -> (batch, num_routing_tokens, n): how well each token fits each route, in
+  /// float32 at least. `routing_tokens` as in the inputs of `forward`.
+  at::Tensor similarities(const at::Tensor& x,
+                          const std::optional<at::Tensor>& routing_tokens = std::nullopt) const;
+
   CoordinateDescentRouterOptions options;
   at::Tensor routing_token;  ///< (num_routing_tokens, dim); undefined if learned_routing_tokens
 
@@ -164,7 +178,6 @@ class WEIR_API CoordinateDescentRouterImpl
  private:
   CoordinateDescentRouterOutputs route(const at::Tensor& x, const RouteBlocks& blocks,
                                        const CoordinateDescentRouterInputs& inputs) const;
-  at::Tensor similarities(const at::Tensor& x, const std::optional<at::Tensor>& external) const;
 
   ops::CoordinateDescentOptions solver_;
 };

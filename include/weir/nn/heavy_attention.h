@@ -16,6 +16,7 @@
 #include <optional>
 #include <ostream>
 #include <utility>
+#include <vector>
 
 #include "weir/export.h"
 #include "weir/nn/l2_rms_norm.h"
@@ -72,6 +73,13 @@ struct HeavyAttentionInputs {
   }
 };
 
+/// Which rows of a table the queries attend to.
+struct HeavyAttentionRoutes {
+  at::Tensor rows;    ///< int64 (batch, routes, m)
+  at::Tensor mask;    ///< bool, the same shape; true = keep
+  at::Tensor scores;  ///< the same shape: factors on the values
+};
+
 /// Ainslie et al. 2023, "CoLT5", arXiv:2303.09752.
 class WEIR_API HeavyAttentionImpl : public torch::nn::Cloneable<HeavyAttentionImpl> {
  public:
@@ -86,6 +94,20 @@ class WEIR_API HeavyAttentionImpl : public torch::nn::Cloneable<HeavyAttentionIm
   /// c10::Error on shapes that do not fit.
   at::Tensor forward(const at::Tensor& x, const HeavyAttentionInputs& inputs = {});
 
+  /// The keys and values of all heads for `x` (batch, n, dim): (batch, n, heads, 2, dim_head), keys
+  /// rotated by `positions`, int64 (batch, n), if there are frequencies `inv_freq`.
+  at::Tensor project(const at::Tensor& x, const at::Tensor& positions,
+                     const std::optional<at::Tensor>& inv_freq);
+
+  /// The null key and value, (heads, 2, dim_head).
+  at::Tensor null_row() const;
+
+  /// `forward` for `x` (batch, n, dim) whose keys and values are rows of `table` (..., heads, 2,
+  /// dim_head), contiguous, whose first row is `null_row`. Many queries may share a row: each token
+  /// is projected once. Of `inputs` it takes what belongs to the queries.
+  at::Tensor forward_rows(const at::Tensor& x, const at::Tensor& table,
+                          const HeavyAttentionRoutes& routes, const HeavyAttentionInputs& inputs);
+
   HeavyAttentionOptions options;
   L2RMSNorm norm{nullptr};
   torch::nn::Linear to_q{nullptr};
@@ -97,6 +119,7 @@ class WEIR_API HeavyAttentionImpl : public torch::nn::Cloneable<HeavyAttentionIm
   FORWARD_HAS_DEFAULT_ARGS({1, torch::nn::AnyValue(HeavyAttentionInputs())})
 
  private:
+  at::Tensor queries(const at::Tensor& x, const HeavyAttentionInputs& inputs);
   std::pair<at::Tensor, at::Tensor> keys_and_values(const at::Tensor& context);
 };
 

@@ -47,4 +47,13 @@ struct WEIR_API KeyValues {
 WEIR_API KeyValues empty_key_values(std::int64_t batch, std::int64_t heads, std::int64_t dim_head,
                                     const at::TensorOptions& options);
 
+/// With `slots` slots, all 0: a weight of 0 times a stray NaN would be NaN.
+WEIR_API KeyValues blank_key_values(std::int64_t batch, std::int64_t heads, std::int64_t slots,
+                                    std::int64_t dim_head, const at::TensorOptions& options);
+
+/// Writes `rows` (batch, heads, m, features) to the slots `places` (batch, m) of `slots`; returns
+/// the first `length` of them.
+WEIR_API at::Tensor write_slots(at::Tensor& slots, const at::Tensor& rows, const at::Tensor& places,
+                                std::int64_t length);
+
 }  // namespace weir::nn

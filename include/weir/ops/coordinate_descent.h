@@ -36,6 +36,10 @@ struct CoordinateDescentOptions {
   }
 };
 
+/// The entropy with which weights are read out: `eps`, or what `n_iters` steps have brought
+/// `eps_init` down to.
+WEIR_API double read_out_eps(const CoordinateDescentOptions& options);
+
 /// Soft top-k weights of `scores` (..., n) along the last axis: (..., n) in [0, 1], of the dtype of
 /// `scores`. Computed in float32, in float64 for float64 scores.
 ///
