@@ -8,6 +8,7 @@ _TYPES = {
     "boolean": "bool",
     "string": "str",
     "integer or none": "int | None",
+    "integer or two integers": "int | tuple[int, int]",
     "integer or tensor": "int | torch.Tensor",
     "integer, tensor or none": "int | torch.Tensor | None",
     "number or none": "float | None",

@@ -4,14 +4,22 @@ import torch
 
 from . import ConditionalRoutedAttention as _ConditionalRoutedAttention
 from . import ConditionalRoutedAutoregressiveAttention as _ConditionalRoutedAutoregressiveAttention
+from . import ConditionalRoutedCrossAttention as _ConditionalRoutedCrossAttention
 from . import ConditionalRoutedFeedForward as _ConditionalRoutedFeedForward
+from . import ConditionalRoutedImageAttention as _ConditionalRoutedImageAttention
+from . import ConditionalRoutedTransformerBlock as _ConditionalRoutedTransformerBlock
+from . import ConditionalRoutedViT as _ConditionalRoutedViT
 from . import CoordinateDescentRouter as _CoordinateDescentRouter
 from .ops import coor_descent, topk
 
 __all__ = [
     "ConditionalRoutedAttention",
     "ConditionalRoutedAutoregressiveAttention",
+    "ConditionalRoutedCrossAttention",
     "ConditionalRoutedFeedForward",
+    "ConditionalRoutedImageAttention",
+    "ConditionalRoutedTransformerBlock",
+    "ConditionalRoutedViT",
     "CoordinateDescentRouter",
     "coor_descent",
     "route_back",
@@ -69,3 +77,30 @@ class ConditionalRoutedAttention(_Routed, _ConditionalRoutedAttention):
 
 class ConditionalRoutedAutoregressiveAttention(_Routed, _ConditionalRoutedAutoregressiveAttention):
     """`weir.ConditionalRoutedAutoregressiveAttention`, with the package's arguments."""
+
+
+class ConditionalRoutedImageAttention(_Routed, _ConditionalRoutedImageAttention):
+    """`weir.ConditionalRoutedImageAttention`, with the package's arguments."""
+
+
+class ConditionalRoutedCrossAttention(_Routed, _ConditionalRoutedCrossAttention):
+    """`weir.ConditionalRoutedCrossAttention`, with the package's arguments; `num_sets_kv` is accepted and has no effect,
+    as in the package: `kv_routing_tokens` is the number of sets."""
+
+    def __init__(self, *args, num_sets_kv=1, **kwargs):
+        del num_sets_kv
+        super().__init__(*args, **kwargs)
+
+
+class ConditionalRoutedTransformerBlock(_Routed, _ConditionalRoutedTransformerBlock):
+    """`weir.ConditionalRoutedTransformerBlock`, with the package's arguments."""
+
+
+class ConditionalRoutedViT(_Routed, _ConditionalRoutedViT):
+    """`weir.ConditionalRoutedViT`, with the package's arguments: `default_coor_descent_eps` is the routers' eps unless
+    `router_kwargs` has one; `router_use_triton` and `flash_attn` are accepted and not needed."""
+
+    def __init__(self, *args, router_kwargs={}, router_use_triton=False, flash_attn=True, default_coor_descent_eps=1.0,
+                 **kwargs):  # fmt: skip
+        del router_use_triton, flash_attn
+        super().__init__(*args, router_kwargs={"eps": default_coor_descent_eps, **router_kwargs}, **kwargs)

@@ -11,12 +11,16 @@
 #include "config/error.h"
 #include "config/nearest.h"
 #include "weir/models/conditional_routed_transformer.h"
+#include "weir/models/conditional_routed_vit.h"
 #include "weir/models/coordinate_descent_transformer.h"
 #include "weir/models/local_transformer.h"
 #include "weir/models/sparse_transformer.h"
 #include "weir/nn/conditional_routed_attention.h"
 #include "weir/nn/conditional_routed_autoregressive_attention.h"
+#include "weir/nn/conditional_routed_cross_attention.h"
 #include "weir/nn/conditional_routed_feed_forward.h"
+#include "weir/nn/conditional_routed_image_attention.h"
+#include "weir/nn/conditional_routed_transformer_block.h"
 #include "weir/nn/coordinate_descent_attention.h"
 #include "weir/nn/coordinate_descent_feed_forward.h"
 #include "weir/nn/coordinate_descent_router.h"
@@ -24,6 +28,7 @@
 #include "weir/nn/local_attention.h"
 #include "weir/nn/local_feed_forward.h"
 #include "weir/nn/local_mha.h"
+#include "weir/nn/self_attention.h"
 #include "weir/nn/sparse_attention.h"
 #include "weir/nn/sparse_self_attention.h"
 
@@ -66,6 +71,15 @@ struct RequiredInput {
 /// What a module's forward takes first.
 template <class Impl>
 constexpr std::array kRequired = {RequiredInput{"x", "(batch, n, dim)"}};
+template <>
+constexpr std::array kRequired<models::ConditionalRoutedViTImpl> = {
+    RequiredInput{"img", "(batch, channels, height, width)"}};
+template <>
+constexpr std::array kRequired<nn::ConditionalRoutedCrossAttentionImpl> = {
+    RequiredInput{"x", "(batch, n, dim)"}, RequiredInput{"context", "(batch, m, dim)"}};
+template <>
+constexpr std::array kRequired<nn::ConditionalRoutedImageAttentionImpl> = {
+    RequiredInput{"x", "(batch, height, width, dim); with channel_first dim comes second"}};
 template <>
 constexpr std::array kRequired<nn::CoordinateDescentFeedForwardImpl> = {
     RequiredInput{"x", "(..., dim)"}};
@@ -229,12 +243,31 @@ constexpr Entry kEntries[] = {
         "ConditionalRoutedAutoregressiveAttention",
         "Causal local attention for all tokens, and attention to all that came before for those "
         "that routers choose. (batch, n, dim) -> (batch, n, dim)"),
+    entry<nn::ConditionalRoutedCrossAttentionImpl, nn::ConditionalRoutedCrossAttentionOptions,
+          nn::ConditionalRoutedCrossAttentionInputs>(
+        "ConditionalRoutedCrossAttention",
+        "Attention of the tokens that a router chooses to those that another chooses from a "
+        "context, such as a million memories. (batch, n, dim) -> (batch, n, dim)"),
     entry<nn::ConditionalRoutedFeedForwardImpl, nn::ConditionalRoutedFeedForwardOptions,
           nn::ConditionalRoutedFeedForwardInputs>(
         "ConditionalRoutedFeedForward",
         "Feed-forward layer in two branches: a light one for all tokens, a heavy one for those "
         "that "
         "a router chooses. (batch, n, dim) -> (batch, n, dim)"),
+    entry<nn::ConditionalRoutedImageAttentionImpl, nn::ConditionalRoutedImageAttentionOptions,
+          nn::ConditionalRoutedImageAttentionInputs>(
+        "ConditionalRoutedImageAttention",
+        "Attention inside windows for all places of a map and full attention for those that "
+        "routers choose. (batch, height, width, dim) -> the same"),
+    entry<nn::ConditionalRoutedTransformerBlockImpl, nn::ConditionalRoutedTransformerBlockOptions,
+          nn::ConditionalRoutedTransformerBlockInputs>(
+        "ConditionalRoutedTransformerBlock",
+        "ConditionalRoutedAttention and ConditionalRoutedFeedForward, each around a residual. "
+        "(batch, n, dim) -> (batch, n, dim)"),
+    entry<models::ConditionalRoutedViTImpl, models::ConditionalRoutedViTOptions>(
+        "ConditionalRoutedViT",
+        "Vision transformer whose layers choose the patches for their heavy branches. (batch, "
+        "channels, height, width) -> logits (batch, num_classes)"),
     entry<models::ConditionalRoutedTransformerImpl, models::ConditionalRoutedTransformerOptions>(
         "ConditionalRoutedTransformer",
         "Causal language model whose layers have a light branch for all tokens and a heavy one for "
@@ -280,6 +313,9 @@ constexpr Entry kEntries[] = {
         "Causal language model of local attention and gated feed-forward layers in several "
         "residual streams. (batch, n) -> logits (batch, n, num_tokens)",
         models::LocalTransformerImpl::kKind),
+    entry<nn::SelfAttentionImpl, nn::SelfAttentionOptions, nn::SelfAttentionInputs>(
+        "SelfAttention",
+        "Multi-head attention of all tokens to all. (batch, n, dim) -> (batch, n, dim)"),
     entry<nn::SparseAttentionImpl, nn::SparseAttentionOptions, nn::SparseAttentionInputs>(
         "SparseAttention",
         "Attention over a pattern of positions: all, local, strided, fixed, a layout of one's own, "

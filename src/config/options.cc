@@ -108,4 +108,15 @@ void read(const Json& value, const std::string& key, std::vector<std::string>& o
   read_list(value, key, "a list of strings", out);
 }
 
+void read(const Json& value, const std::string& key, IntegerOrPair& out) {
+  if (!value.is_array()) {
+    if (!value.is_number_integer()) fail(key, "an integer or two integers", value);
+    return read(value, key, out.emplace<std::int64_t>());
+  }
+  std::vector<std::int64_t> list;
+  read_list(value, key, "an integer or two integers", list);
+  if (list.size() != 2) fail(key, "an integer or two integers", value);
+  out = std::array{list[0], list[1]};
+}
+
 }  // namespace weir::config::internal

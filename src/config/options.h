@@ -5,15 +5,17 @@
 //   "help"); }
 //
 // A field is an int64_t, a double, a bool, a string, an optional of the first two, a vector of
-// int64_t or of strings, or another Options struct.
+// int64_t or of strings, an int64_t or two of them, or another Options struct.
 #pragma once
 
+#include <array>
 #include <cstdint>
 #include <optional>
 #include <string>
 #include <string_view>
 #include <type_traits>
 #include <utility>
+#include <variant>
 #include <vector>
 
 #include "config/document.h"
@@ -25,6 +27,9 @@ template <class T>
 concept HasFields = requires {
   T::fields([](const char*, auto, const char*) {});
 };
+
+/// A size for both directions, or height and width.
+using IntegerOrPair = std::variant<std::int64_t, std::array<std::int64_t, 2>>;
 
 /// One line of a help or reference page; `name` is dotted, `default_value` as one writes it in TOML
 /// ("none" for an empty optional).
@@ -52,6 +57,8 @@ template <>
 inline constexpr const char* kTypeName<std::vector<std::int64_t>> = "list of integers";
 template <>
 inline constexpr const char* kTypeName<std::vector<std::string>> = "list of strings";
+template <>
+inline constexpr const char* kTypeName<IntegerOrPair> = "integer or two integers";
 
 WEIR_API std::string dotted(std::string_view prefix, std::string_view name);
 WEIR_API std::string default_text(const Json& value);
@@ -66,6 +73,7 @@ WEIR_API void read(const Json& value, const std::string& key, bool& out);
 WEIR_API void read(const Json& value, const std::string& key, std::string& out);
 WEIR_API void read(const Json& value, const std::string& key, std::vector<std::int64_t>& out);
 WEIR_API void read(const Json& value, const std::string& key, std::vector<std::string>& out);
+WEIR_API void read(const Json& value, const std::string& key, IntegerOrPair& out);
 
 template <class T>
 void read(const Json& value, const std::string& key, std::optional<T>& out) {
@@ -81,6 +89,10 @@ Json write(const T& value) {
 template <class T>
 Json write(const std::optional<T>& value) {
   return value ? Json(*value) : Json();
+}
+
+inline Json write(const IntegerOrPair& value) {
+  return std::visit([](const auto& form) { return Json(form); }, value);
 }
 
 // `defaults` and not a fresh Options: the outer struct may have its own defaults for an inner one.

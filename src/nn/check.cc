@@ -45,14 +45,14 @@ void check_tokens(std::string_view module, const at::Tensor& x, std::int64_t dim
 }
 
 void check_padding(std::string_view module, const std::optional<at::Tensor>& mask,
-                   const at::Tensor& x) {
+                   const at::Tensor& x, std::string_view name, std::string_view x_name) {
   if (!mask) return;
-  TORCH_CHECK_TYPE(mask->scalar_type() == at::kBool, "weir::", module,
-                   ": expected `mask` to be bool (true = keep), but got ", mask->scalar_type(),
-                   ".");
-  TORCH_CHECK_VALUE(mask->sizes() == x.sizes().slice(0, 2), "weir::", module,
-                    ": expected `mask` to have shape ", x.sizes().slice(0, 2),
-                    " like the tokens of `x`, but got ", mask->sizes(), ".");
+  TORCH_CHECK_TYPE(mask->scalar_type() == at::kBool, "weir::", module, ": expected `", name,
+                   "` to be bool (true = keep), but got ", mask->scalar_type(), ".");
+  const auto places = x.sizes().slice(0, x.dim() - 1);
+  TORCH_CHECK_VALUE(mask->sizes() == places, "weir::", module, ": expected `", name,
+                    "` to have shape ", places, " like the tokens of `", x_name, "`, but got ",
+                    mask->sizes(), ".");
 }
 
 void check_coordinate_descent(std::string_view module, const ops::CoordinateDescentOptions& solver,

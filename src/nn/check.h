@@ -33,9 +33,11 @@ void check_hidden(std::string_view module, std::string_view option, std::int64_t
 /// `x` (batch, n, dim): three dimensions, the last of size `dim`.
 void check_tokens(std::string_view module, const at::Tensor& x, std::int64_t dim);
 
-/// `mask`, if there is one: bool (batch, n), the tokens of `x`.
+/// `mask`, if there is one: bool (batch, n), the tokens of `x` (batch, n, dim); with n two or more
+/// sizes, as of an image.
 void check_padding(std::string_view module, const std::optional<at::Tensor>& mask,
-                   const at::Tensor& x);
+                   const at::Tensor& x, std::string_view name = "mask",
+                   std::string_view x_name = "x");
 
 /// What a module calls the options of its solver.
 struct CoordinateDescentNames {

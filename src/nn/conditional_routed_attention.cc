@@ -4,10 +4,9 @@
 
 #include <ATen/TensorOperators.h>
 #include <ATen/ops/randn.h>
-#include <ATen/ops/zeros.h>
 
 #include "nn/check.h"
-#include "weir/nn/route_back.h"
+#include "nn/heavy_branch.h"
 
 namespace weir::nn {
 namespace {
@@ -27,9 +26,7 @@ void check(const ConditionalRoutedAttentionOptions& options) {
                     "weir::", kName,
                     ": expected `light_window_size` to be even and at least 2, but got ",
                     options.light_window_size, ".");
-  TORCH_CHECK_VALUE(options.heavy_heads % options.num_routed_kv == 0, "weir::", kName,
-                    ": expected `num_routed_kv` to divide `heavy_heads`, ", options.heavy_heads,
-                    ", but got ", options.num_routed_kv, ".");
+  check_routes(kName, "num_routed_kv", options.num_routed_kv, "heavy_heads", options.heavy_heads);
   TORCH_CHECK_VALUE(!options.rotary_emb || options.heavy_dim_head % 2 == 0, "weir::", kName,
                     ": expected `heavy_dim_head` to be even with `rotary_emb`, but got ",
                     options.heavy_dim_head, ".");
@@ -82,30 +79,16 @@ at::Tensor ConditionalRoutedAttentionImpl::forward(const at::Tensor& x,
                                                    const ConditionalRoutedAttentionInputs& inputs) {
   check_tokens(kName, x, options.dim);
   check_padding(kName, inputs.mask, x);
-  const at::Tensor out = heavy(x, inputs);
+  HeavyBranch branch = {.q_router = q_router,
+                        .kv_router = kv_router,
+                        .attention = heavy_attn,
+                        .null_q_token = null_q_token,
+                        .multiply_queries_by_score = options.multiply_queries_by_score};
+  if (rotary_emb) branch.inv_freq = rotary_emb->frequencies();
+  const at::Tensor out = branch.forward(
+      {x, inputs.num_heavy_tokens_q.value_or(options.num_heavy_tokens_q), {.mask = inputs.mask}},
+      {x, inputs.num_heavy_tokens_kv.value_or(options.num_heavy_tokens_kv), {.mask = inputs.mask}});
   return light_attn ? light_attn->forward(x, {.mask = inputs.mask}) + out : out;
-}
-
-// What the heavy branch gives for all of the tokens: (batch, n, dim).
-at::Tensor ConditionalRoutedAttentionImpl::heavy(const at::Tensor& x,
-                                                 const ConditionalRoutedAttentionInputs& inputs) {
-  const auto q = q_router->forward(
-      x, inputs.num_heavy_tokens_q.value_or(options.num_heavy_tokens_q), {.mask = inputs.mask});
-  const auto kv = kv_router->forward(
-      x, inputs.num_heavy_tokens_kv.value_or(options.num_heavy_tokens_kv), {.mask = inputs.mask});
-  HeavyAttentionInputs heavy = {
-      .context = kv.routed_tokens, .mask = kv.routed_mask, .normalized_scores_kv = kv.scores};
-  if (options.multiply_queries_by_score) heavy.normalized_scores_q = q.scores;
-  if (rotary_emb) {
-    heavy.inv_freq = rotary_emb->frequencies();
-    heavy.positions_q = q.indices;
-    heavy.positions_kv = kv.indices;
-  }
-  const at::Tensor out = heavy_attn->forward(q.routed_tokens, heavy) * q.scores.unsqueeze(-1);
-  if (!q.indices) return out;
-  const at::Tensor rest = null_q_token.defined() ? null_q_token.to(x.scalar_type())
-                                                 : at::zeros({options.dim}, x.options());
-  return route_back(rest.expand(x.sizes()), out, *q.indices);
 }
 
 void ConditionalRoutedAttentionImpl::pretty_print(std::ostream& stream) const {

@@ -34,6 +34,7 @@ struct RunOptions {
   std::optional<double> clip = 1.0;
   std::vector<std::int64_t> sizes = {1, 2};
   std::vector<std::string> layout = {};
+  IntegerOrPair patch = 4;
   ModelOptions model{.dim = 512};
   template <class Visitor>
   static void fields(Visitor&& field) {
@@ -46,6 +47,7 @@ struct RunOptions {
     field("clip", &Self::clip, "Largest norm.");
     field("sizes", &Self::sizes, "Sizes.");
     field("layout", &Self::layout, "Rows.");
+    field("patch", &Self::patch, "Height and width.");
     field("model", &Self::model, "The model.");
   }
 };
@@ -55,7 +57,8 @@ RunOptions read(const char* text) { return from_json<RunOptions>(Json::parse(tex
 TEST(Options, ReadsEveryType) {
   const auto run =
       read(R"({"steps": 7, "lr": 0.5, "causal": false, "name": "a", "seed": 3, "clip": 2.5,
-                            "sizes": [4, -5], "layout": ["1.", ""], "model": {"depth": 9}})");
+                            "sizes": [4, -5], "layout": ["1.", ""], "patch": [3, -2],
+                            "model": {"depth": 9}})");
   EXPECT_EQ(run.steps, 7);
   EXPECT_EQ(run.lr, 0.5);
   EXPECT_FALSE(run.causal);
@@ -64,6 +67,8 @@ TEST(Options, ReadsEveryType) {
   EXPECT_EQ(run.clip, 2.5);
   EXPECT_EQ(run.sizes, (std::vector<std::int64_t>{4, -5}));
   EXPECT_EQ(run.layout, (std::vector<std::string>{"1.", ""}));
+  EXPECT_EQ(run.patch, IntegerOrPair(std::array<std::int64_t, 2>{3, -2}));
+  EXPECT_EQ(read(R"({"patch": 7})").patch, IntegerOrPair(7));
   EXPECT_EQ(run.model.depth, 9);
 }
 
@@ -95,7 +100,7 @@ TEST(Options, RefusesAnUnknownKey) {
 TEST(Options, ListsTheKeysWhenNoneIsNear) {
   EXPECT_THAT([] { read(R"({"colour": 1})"); },
               throws<Error>("unknown key `colour`; the keys are `steps`, `lr`, `causal`, `name`, "
-                            "`seed`, `clip`, `sizes`, `layout`, `model`"));
+                            "`seed`, `clip`, `sizes`, `layout`, `patch`, `model`"));
   EXPECT_THAT([] { read(R"({"model": {"colour": 1}})"); },
               throws<Error>("unknown key `model.colour`; the keys of `model` are `dim`, `depth`"));
 }
@@ -134,6 +139,12 @@ TEST(Options, RefusesAValueOfAnotherType) {
               throws<Error>("`layout`: expected a list of strings, but got \"1.\""));
   EXPECT_THAT([] { read(R"({"layout": ["1.", 11]})"); },
               throws<Error>("`layout[1]`: expected a string, but got 11"));
+  EXPECT_THAT([] { read(R"({"patch": [1, 2, 3]})"); },
+              throws<Error>("`patch`: expected an integer or two integers, but got [1,2,3]"));
+  EXPECT_THAT([] { read(R"({"patch": 1.5})"); },
+              throws<Error>("`patch`: expected an integer or two integers, but got 1.5"));
+  EXPECT_THAT([] { read(R"({"patch": [1, 2.5]})"); },
+              throws<Error>("`patch[1]`: expected an integer, but got 2.5"));
   EXPECT_THAT([] { read(R"({"model": 3})"); },
               throws<Error>("`model`: expected a table, but got 3"));
   EXPECT_THAT([] { read("[]"); }, throws<Error>("expected a table, but got []"));
@@ -159,7 +170,7 @@ TEST(Options, RefusesNumbersOutOfRange) {
 TEST(Options, WritesKeysInTheirOrder) {
   EXPECT_EQ(to_json(RunOptions()).dump(),
             R"({"steps":10,"lr":0.001,"causal":true,"name":"run","seed":null,"clip":1.0,)"
-            R"("sizes":[1,2],"layout":[],"model":{"dim":512,"depth":2}})");
+            R"("sizes":[1,2],"layout":[],"patch":4,"model":{"dim":512,"depth":2}})");
 }
 
 TEST(Options, DescribesEveryFieldWithADottedName) {
@@ -177,6 +188,7 @@ TEST(Options, DescribesEveryFieldWithADottedName) {
                       "run.clip|number or none|1.0|Largest norm.",
                       "run.sizes|list of integers|[1,2]|Sizes.",
                       "run.layout|list of strings|[]|Rows.",
+                      "run.patch|integer or two integers|4|Height and width.",
                       "run.model.dim|integer|512|Feature size.",
                       "run.model.depth|integer|2|Number of layers.",
                   }));
@@ -197,6 +209,9 @@ RunOptions random_options() {
           .clip = maybe(*random_finite()),
           .sizes = *rc::gen::arbitrary<std::vector<std::int64_t>>(),
           .layout = *rc::gen::container<std::vector<std::string>>(random_text()),
+          .patch = *rc::gen::arbitrary<bool>()
+                       ? IntegerOrPair(*rc::gen::arbitrary<std::int64_t>())
+                       : IntegerOrPair(*rc::gen::arbitrary<std::array<std::int64_t, 2>>()),
           .model = {.dim = *rc::gen::arbitrary<std::int64_t>()}};
 }
 

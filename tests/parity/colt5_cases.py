@@ -6,7 +6,16 @@ similarities, so that few scores are exactly 1 (A6).
 """
 import itertools
 
-from colt5_attention import ConditionalRoutedAttention, ConditionalRoutedFeedForward, CoordinateDescentRouter
+import torch
+import weir.colt5_attention as ours
+from colt5_attention import (
+    ConditionalRoutedAttention,
+    ConditionalRoutedFeedForward,
+    ConditionalRoutedImageAttention,
+    ConditionalRoutedTransformerBlock,
+    ConditionalRoutedViT,
+    CoordinateDescentRouter,
+)
 from torch import nn
 from weir.colt5_attention import ConditionalRoutedAttention as WeirAttention
 from weir.colt5_attention import ConditionalRoutedFeedForward as WeirRoutedFeedForward
@@ -153,4 +162,104 @@ def attention_cases():
         yield attention_case(1, 16, num_routed_kv=2, **options)
 
 
-COLT5_CASES = [*router_cases(), *feed_forward_cases(), *attention_cases()]
+# -- ConditionalRoutedImageAttention ------------------------------------------------------------------------------------
+
+IMAGE = dict(dim=DIM, num_heavy_tokens_q=5, num_heavy_tokens_kv=4, light_dim_head=8, light_heads=2, light_window_size=4,
+             heavy_dim_head=8, heavy_heads=6, router_kwargs=dict(eps=1.0))  # fmt: skip
+
+
+def image_case(batch, height, width, **options):
+    """Routed by window, as the package does, of more places than are routed (A4); one route, or a single window (A1)."""
+    sizes = IMAGE | options
+    shape = (batch, DIM, height, width) if sizes.get("channel_first") else (batch, height, width, DIM)
+    return Case(
+        f"ConditionalRoutedImageAttention: {batch} x {height} x {width}, {label(**options)}",
+        lambda: ours.ConditionalRoutedImageAttention(**sizes, routing="window"),
+        lambda: ConditionalRoutedImageAttention(**sizes),
+        lambda: (normal(*shape, scale=0.3),),
+        regime="by window, each larger than what is routed; one route or one window; few scores of 1",
+    )
+
+
+def image_cases():
+    for through in (True, False):
+        yield image_case(2, 8, 12, router_straight_through=through)
+        yield image_case(1, 4, 4, router_straight_through=through, num_routed_kv=3)
+    for options in (
+        dict(channel_first=True),
+        dict(multiply_keys_by_score=True, multiply_queries_by_score=True, router_straight_through=False),
+        dict(use_null_q_tokens=False),
+        dict(num_heavy_tokens_kv=16),
+        dict(light_window_size=3, router_kwargs=dict(eps=0.5, cosine_sim_routing=True)),
+    ):
+        yield image_case(2, 12, 12, **options)
+
+
+# -- ConditionalRoutedTransformerBlock ----------------------------------------------------------------------------------
+
+
+def block_case(batch, length, masked=False, **options):
+    """The regime of attention_case."""
+    sizes = dict(dim=DIM, num_heavy_attn_tokens_q=5, num_heavy_attn_tokens_kv=4, num_heavy_ff_tokens=6, light_dim_head=8)
+    sizes |= dict(light_heads=2, light_window_size=4, heavy_dim_head=8, heavy_heads=6, router_kwargs=dict(eps=1.0)) | options
+
+    def inputs():
+        x = normal(batch, length, DIM, scale=0.3)
+        return (x, padding(batch, length)) if masked else (x,)
+
+    return Case(
+        f"ConditionalRoutedTransformerBlock: {batch} x {length}, {label(**options)}{', masked' * masked}",
+        lambda: WithMask(ours.ConditionalRoutedTransformerBlock(**sizes)),
+        lambda: WithMask(ConditionalRoutedTransformerBlock(**sizes)),
+        inputs,
+        regime="one route or a batch of one; whole half windows, or a mask; few scores of 1",
+    )
+
+
+def block_cases():
+    for masked in (False, True):
+        yield block_case(3, 16, masked)
+        yield block_case(1, 16, masked, num_routed_kv=3)
+    yield block_case(3, 16, light_ff_mult=0.7, heavy_ff_mult=2, use_null_q_tokens=False, router_straight_through=False,
+                     multiply_keys_by_score=True, multiply_queries_by_score=True)  # fmt: skip
+
+
+# -- ConditionalRoutedViT -----------------------------------------------------------------------------------------------
+
+
+class PositionsInFloat64(ConditionalRoutedViT):
+    """The package computes its table of positions in torch's default dtype, whatever the dtype of the model."""
+
+    def forward(self, img):
+        before = torch.get_default_dtype()
+        torch.set_default_dtype(img.dtype)
+        try:
+            return super().forward(img)
+        finally:
+            torch.set_default_dtype(before)
+
+
+def vit_case(batch, height, width, **options):
+    """The regime of image_case."""
+    sizes = dict(image_size=(8, 12), patch_size=2, num_classes=7, dim=DIM, depth=2, attn_num_heavy_tokens_q=2)
+    sizes |= dict(attn_num_heavy_tokens_kv=3, attn_heavy_dim_head=8, attn_heavy_heads=2, attn_light_dim_head=4)
+    sizes |= dict(attn_light_heads=3, attn_light_window_size=2, ff_num_heavy_tokens=5, ff_heavy_mult=3, ff_light_mult=0.5)
+    sizes |= dict(default_coor_descent_eps=8.0) | options
+    return Case(
+        f"ConditionalRoutedViT: {batch} x {height} x {width}, {label(**options)}",
+        lambda: ours.ConditionalRoutedViT(**sizes, routing="window"),
+        lambda: PositionsInFloat64(**sizes),
+        lambda: (normal(batch, sizes.get("channels", 3), height, width),),
+        regime="by window, each larger than what is routed; one route; few scores of 1; positions in float64",
+    )
+
+
+def vit_cases():
+    yield vit_case(3, 8, 12)
+    yield vit_case(2, 16, 4, router_straight_through=False)
+    yield vit_case(2, 8, 12, channels=1, patch_size=(2, 3), image_size=(8, 12), router_kwargs=dict(eps=6.0))
+
+
+COLT5_CASES = [
+    *router_cases(), *feed_forward_cases(), *attention_cases(), *image_cases(), *block_cases(), *vit_cases(),
+]  # fmt: skip

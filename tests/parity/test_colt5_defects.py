@@ -5,13 +5,18 @@ import torch
 import weir
 from weir.colt5_attention import (
     ConditionalRoutedAttention,
+    ConditionalRoutedCrossAttention,
     ConditionalRoutedFeedForward,
+    ConditionalRoutedImageAttention,
+    ConditionalRoutedTransformerBlock,
+    ConditionalRoutedViT,
     CoordinateDescentRouter,
     route_back,
 )
 
 pytest.importorskip("coordinate_descent_attention", reason="tests/parity/requirements.txt is not installed")
 
+import colt5_attention as published
 from colt5_attention import ConditionalRoutedAttention as PublishedAttention
 from colt5_attention import ConditionalRoutedFeedForward as PublishedFeedForward
 from colt5_attention import CoordinateDescentRouter as Published
@@ -310,3 +315,145 @@ def test_a15_positions_of_the_light_branch():
         layer = ConditionalRoutedAttention(DIM, 8, 8, light_window_size=16, light_rotary=light_rotary).double()
         same = torch.allclose(layer(x)[:, 0], layer(swapped)[:, 0], rtol=0, atol=1e-9)
         assert same is not light_rotary
+
+
+# -- A2, A3, A13: cross attention ---------------------------------------------------------------------------------------
+
+CROSS = dict(dim=DIM, num_tokens_q=5, num_tokens_kv=4, dim_head=8, heads=6, router_kwargs=dict(eps=1.0))
+
+
+def pair(name, sizes, dtype=torch.float64, **ours_only):
+    """(package, Weir) with the same weights."""
+    torch.manual_seed(0)
+    theirs = getattr(published, name)(**sizes).to(dtype)
+    ours = globals()[name](**sizes, **ours_only).to(dtype)
+    ours.load_state_dict(theirs.state_dict())
+    return theirs, ours
+
+
+def routed_by_hand(theirs, x, context, mask=None, context_mask=None):
+    """What cross attention means, from the package's own parts."""
+    indices, scores, tokens, _ = theirs.q_router(x, num_tokens=theirs.num_tokens_q, mask=mask)
+    _, kv_scores, kv_tokens, kv_mask = theirs.kv_router(context, num_tokens=theirs.num_tokens_kv, mask=context_mask)
+    out = theirs.heavy_attn(tokens, mask=kv_mask, context=kv_tokens, normalized_scores_kv=kv_scores) * scores[..., None]
+    return theirs.q_router.route_back(theirs.null_q_token.expand_as(x).clone(), out, indices)
+
+
+@pytest.mark.parametrize("routes,batch", ((1, 3), (3, 1)))  # where the package's router is right (A1)
+def test_a2_cross_attention(routes, batch):
+    theirs, ours = pair("ConditionalRoutedCrossAttention", CROSS | dict(kv_routing_tokens=routes))
+    x, context = normal(batch, 16, DIM, scale=0.3), normal(batch, 21, DIM, scale=0.3, seed=1)
+    for masks in ({}, dict(mask=padding(batch, 16), context_mask=padding(batch, 21))):
+        with pytest.raises(NameError, match="should_route_queries"):
+            theirs(x, context, **masks)
+        want = routed_by_hand(theirs, x, context, **masks)
+        torch.testing.assert_close(ours(x, context, **masks), want, rtol=0, atol=TOLERANCES[torch.float64])
+
+
+def test_a2_cross_attention_that_is_not_routed():
+    theirs, ours = pair("ConditionalRoutedCrossAttention", CROSS | dict(kv_routing_tokens=3))
+    x, context, mask = normal(2, 5, DIM), normal(2, 4, DIM, seed=1), torch.tensor([[True] * 4, [True, False] * 2])
+    want = theirs.heavy_attn(x, context=context, mask=mask)
+    torch.testing.assert_close(ours(x, context, context_mask=mask), want, rtol=0, atol=TOLERANCES[torch.float64])
+
+
+def test_a3_cross_attention_in_blocks():
+    theirs, ours = pair("ConditionalRoutedCrossAttention", CROSS | dict(route_block_size=8))
+    x, context = normal(2, 16, DIM, scale=0.3), normal(2, 24, DIM, scale=0.3, seed=1)
+    with pytest.raises(IndexError):
+        theirs(x, context)
+    unblocked = Published(dim=DIM, eps=1.0).double()
+    unblocked.load_state_dict(theirs.kv_router.state_dict())
+    _, kv_scores, kv_tokens, _ = in_blocks(unblocked, context, 4, 8)
+    indices, scores, tokens, _ = theirs.q_router(x, num_tokens=5)
+    out = theirs.heavy_attn(tokens, context=kv_tokens, normalized_scores_kv=kv_scores) * scores[..., None]
+    want = theirs.q_router.route_back(theirs.null_q_token.expand_as(x).clone(), out, indices)
+    torch.testing.assert_close(ours(x, context), want, rtol=0, atol=TOLERANCES[torch.float64])
+
+
+def test_a13_sets_of_the_cross_attention():
+    theirs, ours = pair("ConditionalRoutedCrossAttention", CROSS | dict(num_sets_kv=3))
+    assert theirs.kv_router.routing_token.shape == ours.kv_router.routing_token.shape == (1, DIM)
+    assert "num_sets_kv" not in ours.options
+    with pytest.raises(TypeError, match="num_sets_kv"):
+        weir.ConditionalRoutedCrossAttention(**CROSS, num_sets_kv=3)
+
+
+# -- A4: images ---------------------------------------------------------------------------------------------------------
+
+IMAGE = dict(dim=DIM, num_heavy_tokens_q=5, num_heavy_tokens_kv=4, light_dim_head=8, light_heads=2, light_window_size=4,
+             heavy_dim_head=8, heavy_heads=6, router_kwargs=dict(eps=1.0))  # fmt: skip
+
+
+def test_a4_images_are_routed_by_window():
+    theirs, ours = pair("ConditionalRoutedImageAttention", IMAGE)
+    x = normal(1, 8, 8, DIM, scale=0.3)
+    others = theirs(x)[0, 4:]
+    changed = x.clone()
+    changed[0, :4, :4] += 1  # the first window
+    assert torch.equal(theirs(changed)[0, 4:], others)
+    assert not torch.allclose(ours(changed)[0, 4:], ours(x)[0, 4:])
+    ours.load_state_dict({name: 0 * value if name == "light_attn.to_out.weight" else value
+                          for name, value in ours.state_dict().items()})  # fmt: skip
+    attending = (ours(x) - ours.null_q_token).abs().amax(-1) > 1e-12
+    assert attending.sum() == 5, "of the map, not of each window"
+
+
+def test_a4_windows_of_no_more_places_than_are_routed():
+    sizes = IMAGE | dict(num_heavy_tokens_q=16)
+    theirs, ours = pair("ConditionalRoutedImageAttention", sizes, routing="window")
+    x = normal(2, 8, 8, DIM, scale=0.3)
+    with pytest.raises((TypeError, IndexError, RuntimeError)):
+        theirs(x)
+    windows = [(b, i, j) for b in range(2) for i in (0, 4) for j in (0, 4)]
+    for b, i, j in windows:  # of a single window the package is right
+        alone = x[b : b + 1, i : i + 4, j : j + 4]
+        torch.testing.assert_close(ours(x)[b : b + 1, i : i + 4, j : j + 4], theirs(alone), rtol=0, atol=1e-9)
+
+
+def test_a4_masks_of_images():
+    theirs, ours = pair("ConditionalRoutedImageAttention", IMAGE)
+    x, mask = normal(2, 8, 8, DIM, scale=0.3), torch.ones(2, 8, 8, dtype=torch.bool)
+    mask[1, :, 5:] = False
+    with pytest.raises(RuntimeError):
+        theirs(x, mask=mask)
+    changed = torch.where(mask[..., None], x, x + 1)
+    torch.testing.assert_close(ours(changed, mask=mask)[mask], ours(x, mask=mask)[mask], rtol=0, atol=0)
+    by_window = torch.ones(8, 16, dtype=torch.bool)  # what the package takes; its light branch has no mask
+    by_window[7, 10:] = False
+    changed = x.clone()
+    changed[1, 7, 7] += 1
+    assert not torch.allclose(theirs(changed, mask=by_window)[1, 4, 4], theirs(x, mask=by_window)[1, 4, 4])
+
+
+def test_a4_the_vit_of_the_readme():
+    sizes = dict(image_size=64, patch_size=8, num_classes=7, dim=DIM, depth=2, attn_num_heavy_tokens_q=16)
+    sizes |= dict(attn_num_heavy_tokens_kv=16, attn_heavy_dim_head=8, attn_heavy_heads=2, attn_light_dim_head=4)
+    sizes |= dict(attn_light_heads=3, attn_light_window_size=4, ff_num_heavy_tokens=16, ff_heavy_mult=4, ff_light_mult=2)
+    theirs, ours = pair("ConditionalRoutedViT", sizes, torch.float32)
+    images = normal(1, 3, 64, 64).float()
+    with pytest.raises((TypeError, IndexError, RuntimeError)):
+        theirs(images)
+    assert ours(images).isfinite().all()
+
+
+def test_a_vit_of_single_values():
+    sizes = dict(image_size=8, patch_size=1, channels=1, num_classes=7, dim=DIM, depth=1, attn_num_heavy_tokens_q=2)
+    sizes |= dict(attn_num_heavy_tokens_kv=2, attn_heavy_dim_head=8, attn_heavy_heads=2, attn_light_dim_head=4)
+    sizes |= dict(attn_light_heads=3, attn_light_window_size=4, ff_num_heavy_tokens=5, ff_heavy_mult=4, ff_light_mult=2)
+    theirs = published.ConditionalRoutedViT(**sizes)
+    assert torch.equal(theirs(torch.randn(1, 1, 8, 8)), theirs(torch.randn(1, 1, 8, 8)))
+    with pytest.raises(ValueError, match="expected patches of more than one value"):
+        ConditionalRoutedViT(**sizes)
+
+
+def test_a15_positions_of_the_block():
+    sizes = dict(dim=DIM, num_heavy_attn_tokens_q=8, num_heavy_attn_tokens_kv=8, num_heavy_ff_tokens=8)
+    with pytest.raises(TypeError):
+        published.ConditionalRoutedTransformerBlock(**sizes, rotary_emb=True)
+    x = normal(1, 8, DIM, scale=0.3)
+    swapped = x[:, [0, 1, 2, 4, 3, 5, 6, 7]]
+    for knows in (dict(), dict(rotary_emb=True), dict(light_rotary=True)):
+        torch.manual_seed(0)
+        block = ConditionalRoutedTransformerBlock(**sizes, **knows).double()
+        assert torch.allclose(block(x)[:, 0], block(swapped)[:, 0], rtol=0, atol=1e-9) is not bool(knows)

@@ -9,6 +9,14 @@ def tokens():
     return torch.randn(2, 7, 16)
 
 
+def small_vit():
+    return dict(
+        image_size=(8, 12), patch_size=2, num_classes=5, dim=16, depth=2, attn_num_heavy_tokens_q=3,
+        attn_num_heavy_tokens_kv=4, attn_heavy_dim_head=4, attn_heavy_heads=2, attn_light_dim_head=4, attn_light_heads=2,
+        attn_light_window_size=2, ff_num_heavy_tokens=5, ff_heavy_mult=2, ff_light_mult=0.5,
+    )  # fmt: skip
+
+
 # They have tests of their own.
 WITHOUT_PARAMETERS = ["LocalAttention", "SparseAttention"]
 
@@ -21,8 +29,15 @@ class DenseRouter(weir.CoordinateDescentRouter):
         return route_back(torch.zeros_like(x), routed.routed_tokens * routed.scores[..., None], routed.indices)
 
 
+class Remembering(weir.ConditionalRoutedCrossAttention):
+    """Cross attention of one argument: to itself, twice as long."""
+
+    def forward(self, x):
+        return super().forward(x, torch.cat([x, x.flip(0)], dim=1))
+
+
 # In place of the module itself, where that is not from one tensor to one.
-SUBCLASSES = {"CoordinateDescentRouter": DenseRouter}
+SUBCLASSES = {"ConditionalRoutedCrossAttention": Remembering, "CoordinateDescentRouter": DenseRouter}
 
 
 def small_modules():
@@ -38,12 +53,29 @@ def small_modules():
                  light_window_size=2, heavy_dim_head=4, heavy_heads=2, rotary_emb=True, router_kwargs=dict(eps=1.0)),
             tokens,
         ),
-        "ConditionalRoutedFeedForward": (dict(dim=16, num_heavy_tokens=3, router_kwargs={"eps": 1.0}), tokens),
         "ConditionalRoutedTransformer": (
             dict(num_tokens=19, dim=16, max_seq_len=12, depth=1, num_heavy_attn_tokens_q=1, num_heavy_attn_tokens_kv=2,
                  num_heavy_ff_tokens=1, light_dim_head=4, light_heads=2, light_window_size=2, heavy_dim_head=4, heavy_heads=2),
             lambda: torch.randint(0, 19, (2, 7)),
         ),
+        "ConditionalRoutedCrossAttention": (
+            dict(dim=16, num_tokens_q=3, num_tokens_kv=2, kv_routing_tokens=2, dim_head=4, heads=2, kv_routing_from_x=True,
+                 router_kwargs=dict(eps=1.0)),
+            tokens,
+        ),
+        "ConditionalRoutedFeedForward": (dict(dim=16, num_heavy_tokens=3, router_kwargs={"eps": 1.0}), tokens),
+        "ConditionalRoutedImageAttention": (
+            dict(dim=16, num_heavy_tokens_q=3, num_heavy_tokens_kv=2, num_routed_kv=2, light_dim_head=4, light_heads=2,
+                 light_window_size=2, heavy_dim_head=4, heavy_heads=2, router_kwargs=dict(eps=1.0)),
+            lambda: torch.randn(2, 4, 6, 16),
+        ),
+        "ConditionalRoutedTransformerBlock": (
+            dict(dim=16, num_heavy_attn_tokens_q=3, num_heavy_attn_tokens_kv=2, num_heavy_ff_tokens=3, light_dim_head=4,
+                 light_heads=2, light_window_size=4, heavy_dim_head=4, heavy_heads=2, rotary_emb=True,
+                 router_kwargs=dict(eps=1.0)),
+            lambda: torch.rand(2, 7, 16),
+        ),
+        "ConditionalRoutedViT": (small_vit(), lambda: torch.randn(2, 3, 8, 12)),
         "CoordinateDescentAttention": (
             dict(dim=16, dim_head=8, heads=2, use_coor_descent=True, attn_null_kv=2, learned_sparsity_k=True,
                  coor_descent_sparsity_k=3.0),
@@ -65,6 +97,7 @@ def small_modules():
             dict(num_tokens=19, max_seq_len=12, dim=16, depth=2, local_attn_window_size=3, dim_head=8, heads=2),
             lambda: torch.randint(0, 19, (2, 7)),
         ),
+        "SelfAttention": (dict(dim=16, dim_head=4, heads=2, prenorm=True), tokens),
         "SparseSelfAttention": (
             dict(dim=16, seq_len=12, heads=2, attn_mode="local,custom", local_attn_ctx=3, block_size=4,
                  layout=["1..", "11.", "1.1"]),

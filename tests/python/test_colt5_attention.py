@@ -1,5 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
-"""CoordinateDescentRouter, whose call has two arguments and four results: what tests of other modules do not cover."""
+"""CoordinateDescentRouter, whose call has two arguments and four results, and the README of the package: what tests of
+other modules do not cover."""
 import copy
 import inspect
 import pickle
@@ -7,7 +8,18 @@ import pickle
 import pytest
 import torch
 import weir
-from weir.colt5_attention import ConditionalRoutedFeedForward, CoordinateDescentRouter, route_back
+from weir.colt5_attention import (
+    ConditionalRoutedAttention,
+    ConditionalRoutedCrossAttention,
+    ConditionalRoutedFeedForward,
+    ConditionalRoutedImageAttention,
+    ConditionalRoutedTransformerBlock,
+    ConditionalRoutedViT,
+    CoordinateDescentRouter,
+    route_back,
+)
+
+from small_modules import SUBCLASSES, small_modules, small_vit
 
 
 def tokens(batch=2, n=9):
@@ -132,3 +144,112 @@ def test_a_routed_layer_learns():
         shares.append((routed.indices[..., None] == best[:, None]).any(-1).float().mean().item())
     assert shares[0] < 0.6 and shares[-1] > 0.9
     assert losses[-1] < 0.1 * losses[0]
+
+
+# -- the README of the package: its calls, at reduced sizes ---------------------------------------------------------------
+
+
+def test_readme_encoder():
+    tokens, mask = torch.randn(2, 512, 32), torch.ones(2, 512).bool()
+    heads = dict(light_dim_head=8, light_heads=4, light_window_size=16, heavy_dim_head=8, heavy_heads=4)
+    ff = ConditionalRoutedFeedForward(dim=32, light_ff_mult=0.5, heavy_ff_mult=4, num_heavy_tokens=64)
+    attn = ConditionalRoutedAttention(dim=32, **heads, num_heavy_tokens_q=64, num_heavy_tokens_kv=64)
+    block = ConditionalRoutedTransformerBlock(
+        dim=32, **heads, light_ff_mult=0.5, heavy_ff_mult=4, num_heavy_ff_tokens=64, num_heavy_attn_tokens_q=64,
+        num_heavy_attn_tokens_kv=64,
+    )  # fmt: skip
+    for layer in (ff, attn, block):
+        assert layer(tokens, mask=mask).shape == (2, 512, 32)
+
+
+def test_readme_cross_attention():
+    tokens, tokens_mask = torch.randn(1, 64, 32), torch.ones(1, 64).bool()
+    memories, memories_mask = torch.randn(1, 4096, 32), torch.ones(1, 4096).bool()
+    sizes = dict(dim=32, dim_head=8, heads=8, num_tokens_q=32, num_tokens_kv=64, kv_routing_tokens=2)
+    cross_attn = ConditionalRoutedCrossAttention(**sizes, use_triton=True, route_block_size=512, num_sets_kv=2)
+    out = cross_attn(tokens, context=memories, mask=tokens_mask, context_mask=memories_mask)
+    assert out.shape == (1, 64, 32)
+    assert torch.equal(out, weir_twin(cross_attn)(tokens, memories, mask=tokens_mask, context_mask=memories_mask))
+    attending = (out != cross_attn.null_q_token).any(-1)
+    assert attending.sum() == 32
+    with pytest.raises(TypeError, match="missing a required argument: 'context'"):
+        cross_attn(tokens)
+
+
+def weir_twin(layer):
+    """The layer under its own name, without the package's arguments."""
+    twin = getattr(weir, type(layer).__name__)(**layer.options)
+    twin.load_state_dict(layer.state_dict())
+    return twin
+
+
+def test_readme_image_attention():
+    sizes = dict(light_dim_head=8, light_heads=2, light_window_size=8, heavy_dim_head=8, heavy_heads=2)
+    attn = ConditionalRoutedImageAttention(
+        dim=16, **sizes, channel_first=True, num_heavy_tokens_q=64, num_heavy_tokens_kv=64
+    )
+    fmap = torch.randn(1, 16, 32, 32)
+    assert attn(fmap).shape == (1, 16, 32, 32)
+    last = ConditionalRoutedImageAttention(dim=16, **sizes, num_heavy_tokens_q=64, num_heavy_tokens_kv=64)
+    last.load_state_dict(attn.state_dict())
+    torch.testing.assert_close(last(fmap.permute(0, 2, 3, 1)).permute(0, 3, 1, 2), attn(fmap))
+
+
+def test_readme_vit():
+    vit = ConditionalRoutedViT(
+        image_size=64, patch_size=8, num_classes=10, dim=32, depth=2, attn_num_heavy_tokens_q=16,
+        attn_num_heavy_tokens_kv=16, attn_heavy_dim_head=8, attn_heavy_heads=4, attn_light_dim_head=8, attn_light_heads=2,
+        attn_light_window_size=4, ff_num_heavy_tokens=16, ff_heavy_mult=4, ff_light_mult=2,
+    )  # fmt: skip
+    assert vit(torch.randn(1, 3, 64, 64)).shape == (1, 10)
+    assert vit.image_size == 64 and vit.routing == "global" and vit.router_kwargs["eps"] == 1.0
+
+
+def test_sizes_of_images():
+    vit = weir.ConditionalRoutedViT(**small_vit())
+    assert vit.image_size == [8, 12] and vit.patch_size == 2
+    assert vit(torch.randn(2, 3, 8, 12)).shape == vit(torch.randn(2, 3, 16, 8)).shape == (2, 5)
+    for wrong in ((8, 12, 4), 8.5, "8"):
+        with pytest.raises(ValueError, match="`image_size`: expected an integer or two integers"):
+            weir.ConditionalRoutedViT(**small_vit() | dict(image_size=wrong))
+    with pytest.raises(ValueError, match=r"expected `patch_size` to divide `image_size`, 9, but got 2"):
+        weir.ConditionalRoutedViT(**small_vit() | dict(image_size=9))
+
+
+def test_the_eps_of_a_vit():
+    def eps(**options):
+        return ConditionalRoutedViT(**small_vit(), router_use_triton=True, flash_attn=False, **options).router_kwargs["eps"]
+
+    assert eps() == weir.ConditionalRoutedViT(**small_vit()).router_kwargs["eps"] == 1.0
+    assert eps(default_coor_descent_eps=0.5) == 0.5
+    assert eps(default_coor_descent_eps=0.5, router_kwargs=dict(eps=0.1)) == 0.1
+    assert eps(router_kwargs=dict(n_iters=5)) == 1.0
+
+
+def test_a_vit_learns():
+    """Which quarter of the image is bright."""
+    torch.manual_seed(0)
+    vit = weir.ConditionalRoutedViT(**small_vit() | dict(image_size=8, channels=1, num_classes=4))
+    optimizer = torch.optim.AdamW(vit.parameters(), lr=3e-3)
+    labels = torch.arange(4).repeat(8)
+    images = 0.1 * torch.randn(32, 1, 8, 8)
+    for image, label in zip(images, labels.tolist()):
+        image[:, 4 * (label // 2) :, 4 * (label % 2) :][:, :4, :4] += 1
+    for _ in range(150):
+        loss = torch.nn.functional.cross_entropy(vit(images), labels)
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+    assert (vit(images).argmax(-1) == labels).float().mean() > 0.9
+
+
+@pytest.mark.parametrize("name", [name for name in small_modules() if name.startswith("Conditional")])
+def test_autocast(name):
+    torch.manual_seed(0)
+    options, inputs = small_modules()[name]
+    layer, x = SUBCLASSES.get(name, getattr(weir, name))(**options), inputs().requires_grad_()
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        out = layer(x)
+    out.float().square().sum().backward()
+    assert x.grad.isfinite().all()
+    torch.testing.assert_close(out.float(), layer(x), rtol=0, atol=0.1)

@@ -120,9 +120,6 @@ class WEIR_API ConditionalRoutedAttentionImpl
 
  protected:
   FORWARD_HAS_DEFAULT_ARGS({1, torch::nn::AnyValue(ConditionalRoutedAttentionInputs())})
-
- private:
-  at::Tensor heavy(const at::Tensor& x, const ConditionalRoutedAttentionInputs& inputs);
 };
 
 WEIR_MODULE(ConditionalRoutedAttention);
