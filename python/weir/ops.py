@@ -290,6 +290,34 @@ def low_rank_attention(
     )
 
 
+def l2_rms_norm(x, gamma):
+    """Rows of length sqrt(dim), times `gamma`: x sqrt(dim) / max(|x|, 1e-12) gamma, from one read of `x`.
+
+    Args:
+        x (torch.Tensor): (..., dim); float32, float64, bfloat16 or float16.
+        gamma (torch.Tensor): (dim).
+
+    Returns:
+        torch.Tensor: (..., dim), of the dtype of `x`.
+    """
+    return torch.ops.weir.l2_rms_norm(x, gamma)
+
+
+def router_logits(x, tokens, cosine=False, scale=1.0):
+    """Products of routing tokens with all tokens, or cosines; `x` is read once as it is, forward and backward.
+
+    Args:
+        x (torch.Tensor): (batch, n, dim); float32, float64, bfloat16 or float16.
+        tokens (torch.Tensor): (routes, dim), or (batch, routes, dim) with others for each entry of the batch.
+        cosine (bool): Divide by the lengths of token and routing token.
+        scale (float): Factor on the logits.
+
+    Returns:
+        torch.Tensor: (batch, routes, n); float32, float64 for float64.
+    """
+    return torch.ops.weir.router_logits(x, tokens, cosine=cosine, scale=scale)
+
+
 def top_k_attention(query, key, value, k, key_mask=None, mask=None, causal=False, scale=None):
     """Softmax attention of each query over the `k` visible keys of its largest logits; nothing n x m is stored.
 

@@ -137,12 +137,14 @@ KeyValues LocalMHAImpl::make_cache(std::int64_t batch) const {
 }
 
 std::array<at::Tensor, 3> LocalMHAImpl::project(const at::Tensor& normed) {
-  const at::Tensor qkv =
-      to_qkv(normed)
-          .view({normed.size(0), normed.size(1), 3, options.heads, options.dim_head})
-          .permute({2, 0, 3, 1, 4});  // (3, batch, heads, n, dim_head)
-  if (!options.qk_rmsnorm) return {qkv[0], qkv[1], qkv[2]};
-  return {unit_length(qkv[0]) * q_scale, unit_length(qkv[1]) * k_scale, qkv[2]};
+  // unbind and not [0], [1], [2]: the gradient of each of those is a whole qkv of zeros.
+  const auto qkv = to_qkv(normed)
+                       .view({normed.size(0), normed.size(1), 3, options.heads, options.dim_head})
+                       .unbind(2);
+  const at::Tensor q = qkv[0].transpose(1, 2), k = qkv[1].transpose(1, 2),
+                   v = qkv[2].transpose(1, 2);  // (batch, heads, n, dim_head)
+  if (!options.qk_rmsnorm) return {q, k, v};
+  return {unit_length(q) * q_scale, unit_length(k) * k_scale, v};
 }
 
 // `attended` (batch, heads, n, dim_head) -> (batch, n, dim)

@@ -111,4 +111,18 @@ TORCH_LIBRARY(weir, m) {
       "query, Tensor key, Tensor value, Tensor indices, Tensor scores, Tensor weights, int[] "
       "integers, float[] numbers, str score) -> (Tensor grad_route_query, Tensor grad_route_key, "
       "Tensor grad_query, Tensor grad_key, Tensor grad_value)");
+  m.def("l2_rms_norm(Tensor x, Tensor gamma) -> Tensor");
+  // Gamma of the computed type.
+  m.def("_l2_rms_norm(Tensor x, Tensor gamma) -> (Tensor output, Tensor lengths)");
+  m.def(
+      "_l2_rms_norm_backward(Tensor grad, Tensor x, Tensor gamma, Tensor lengths) -> (Tensor "
+      "grad_x, Tensor grad_gamma)");
+  m.def("router_logits(Tensor x, Tensor tokens, *, bool cosine=False, float scale=1.0) -> Tensor");
+  // Tokens as they are multiplied: of the computed type, scaled, with cosine of length 1 before.
+  m.def("_router_logits(Tensor x, Tensor tokens, bool cosine) -> (Tensor output, Tensor lengths)");
+  // A gradient that is not wanted is empty.
+  m.def(
+      "_router_logits_backward(Tensor grad, Tensor x, Tensor tokens, Tensor output, Tensor "
+      "lengths, bool cosine, bool wants_x, bool wants_tokens) -> (Tensor grad_x, Tensor "
+      "grad_tokens)");
 }

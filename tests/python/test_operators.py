@@ -264,6 +264,59 @@ class PrefixThresholds(unittest.TestCase):
         torch.testing.assert_close(torch.autograd.grad(got.sum(), scores), torch.autograd.grad(want.sum(), again))
 
 
+def router_samples(dtype=torch.float32, n=7, dim=5):
+    """(x, tokens), keywords of router_logits: shared routing tokens and others per entry, products and cosines."""
+    for shape in ((3, dim), (2, 3, dim)):
+        for keywords in ({}, dict(cosine=True, scale=0.7)):
+            yield [torch.randn(s, dtype=dtype).requires_grad_() for s in ((2, n, dim), shape)], keywords
+
+
+class RouterLogits(unittest.TestCase):
+    def test_opcheck(self):
+        for (x, tokens), keywords in router_samples():
+            with self.subTest(shape=tuple(tokens.shape), **keywords):
+                torch.library.opcheck(weir.router_logits.default, (x, tokens), keywords)
+                cosine = keywords.get("cosine", False)
+                torch.library.opcheck(weir._router_logits.default, (x, tokens, cosine))
+                saved = [t.detach() for t in (x, tokens, *weir._router_logits(x, tokens, cosine))]
+                for wanted in itertools.product((False, True), (False, True)):
+                    torch.library.opcheck(weir._router_logits_backward.default, (torch.randn_like(saved[2]), *saved, cosine, *wanted))
+
+    def test_derivatives(self):
+        torch.manual_seed(0)
+        for tensors, keywords in router_samples(torch.float64, n=3, dim=4):
+            run = lambda x, tokens: package.ops.router_logits(x, tokens, **keywords)
+            with self.subTest(shape=tuple(tensors[1].shape), **keywords):
+                self.assertTrue(torch.autograd.gradcheck(run, tensors))
+                self.assertTrue(torch.autograd.gradgradcheck(run, tensors))
+
+    def test_one_graph(self):
+        torch._dynamo.reset()
+        tokens = torch.randn(3, 4)
+        f = torch.compile(lambda x: weir.router_logits(x, tokens, cosine=True), fullgraph=True, backend="aot_eager", dynamic=True)
+        for n in (4, 5, 8, 13):
+            x, again = (x.requires_grad_() for x in torch.randn(2, n, 4).expand(2, 2, n, 4).clone())
+            got, want = f(x), weir.router_logits(again, tokens, cosine=True)
+            torch.testing.assert_close(got, want)
+            got.square().sum().backward(), want.square().sum().backward()
+            torch.testing.assert_close(x.grad, again.grad)
+
+
+class L2RmsNorm(unittest.TestCase):
+    def test_opcheck(self):
+        x, gamma = torch.randn(2, 3, 5, requires_grad=True), torch.randn(5, requires_grad=True)
+        torch.library.opcheck(weir.l2_rms_norm.default, (x, gamma))
+        torch.library.opcheck(weir._l2_rms_norm.default, (x, gamma))
+        output, lengths = (t.detach() for t in weir._l2_rms_norm(x, gamma))
+        torch.library.opcheck(weir._l2_rms_norm_backward.default, (torch.randn_like(output), x.detach(), gamma.detach(), lengths))
+
+    def test_derivatives(self):
+        torch.manual_seed(0)
+        tensors = [torch.randn(s, dtype=torch.float64, requires_grad=True) for s in ((3, 4), (4,))]
+        self.assertTrue(torch.autograd.gradcheck(package.ops.l2_rms_norm, tensors))
+        self.assertTrue(torch.autograd.gradgradcheck(package.ops.l2_rms_norm, tensors))
+
+
 class Gradcheck(unittest.TestCase):
     def test_first_and_second_derivatives(self):
         torch.manual_seed(0)

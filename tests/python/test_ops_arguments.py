@@ -22,7 +22,7 @@ def recorded(monkeypatch, name, *args, **keywords):
     return calls[0]
 
 
-@pytest.mark.parametrize("name", ["block_sparse_attention", "local_attention", "low_rank_attention", "top_k_attention"])
+@pytest.mark.parametrize("name", ["block_sparse_attention", "l2_rms_norm", "local_attention", "low_rank_attention", "router_logits", "top_k_attention"])
 def test_every_argument_is_passed_on(monkeypatch, name):
     schema = getattr(torch.ops.weir, name).default._schema.arguments
     parameters = inspect.signature(getattr(weir.ops, name)).parameters
