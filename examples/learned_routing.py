@@ -3,7 +3,9 @@
 
 Four tokens at a time reach the heavy branch. A router that learns finds the marked ones; one that chooses at random, the
 control, sees a sixteenth of them. Prints the share of marked tokens among the routed ones, and how much of the answer's
-variance is explained, for three seeds. Half a minute on two cores.
+variance is explained, for three seeds: 93 to 100 % and 100 % learned, 6 % and 13 to 33 % at random. Half a minute on two
+cores. With straight_through=True, the published default, the same routers find 35 to 81 %: chosen tokens then count in full
+from the first step, right or wrong.
 """
 import torch
 from torch import nn
@@ -19,7 +21,7 @@ class Routed(nn.Module):
         super().__init__()
         self.random_route = random_route
         self.embedding = nn.Embedding(2 * VALUES, DIM)
-        self.router = CoordinateDescentRouter(DIM, cosine_sim_routing=True, eps=1.0)
+        self.router = CoordinateDescentRouter(DIM, cosine_sim_routing=True, eps=1.0, straight_through=False)
         self.heavy = nn.Sequential(nn.Linear(DIM, 4 * DIM), nn.GELU(), nn.Linear(4 * DIM, ANSWER))
 
     def forward(self, tokens):
