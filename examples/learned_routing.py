@@ -3,7 +3,7 @@
 
 Four tokens at a time reach the heavy branch. A router that learns finds the marked ones; one that chooses at random, the
 control, sees a sixteenth of them. Prints the share of marked tokens among the routed ones, and how much of the answer's
-variance is explained, for three seeds: 93 to 100 % and 100 % learned, 6 % and 13 to 33 % at random. Half a minute on two
+variance is explained, for three seeds: 93 to 100 % and 100 % learned, 6 % and 12 to 32 % at random. Half a minute on two
 cores. With straight_through=True, the published default, the same routers find 35 to 81 %: chosen tokens then count in full
 from the first step, right or wrong.
 """

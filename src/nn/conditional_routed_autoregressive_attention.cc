@@ -187,9 +187,11 @@ at::Tensor ConditionalRoutedAutoregressiveAttentionImpl::attend(const at::Tensor
                                                                 const CausalRoutes& kv) {
   const auto of_windows = [](const at::Tensor& all) { return all.transpose(1, 2).flatten(0, 1); };
   const at::Tensor first = at::arange(x.size(0), kv.positions.options()) * table.size(1) + 1;
+  // Straight-through scores are 1 where there is a mask, and matter to a gradient alone.
+  const bool are_one = options.router_straight_through && !kv.scores.requires_grad();
   const HeavyAttentionRoutes routes = {.rows = of_windows(kv.positions + first.view({-1, 1, 1, 1})),
                                        .mask = of_windows(kv.mask),
-                                       .scores = of_windows(kv.scores)};
+                                       .scores = are_one ? at::Tensor() : of_windows(kv.scores)};
   HeavyAttentionInputs inputs;
   if (options.multiply_queries_by_score) inputs.normalized_scores_q = q.scores.flatten(0, 1);
   if (rotary_emb) {

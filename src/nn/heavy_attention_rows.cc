@@ -7,7 +7,9 @@
 #include <ATen/ops/constant_pad_nd.h>
 #include <ATen/ops/embedding.h>
 #include <ATen/ops/stack.h>
+#include <c10/core/GradMode.h>
 
+#include <algorithm>
 #include <vector>
 
 #include "nn/rotary.h"
@@ -15,6 +17,13 @@
 #include "weir/ops/block_sparse_attention.h"
 
 namespace weir::nn {
+namespace {
+
+// Gathered at a time where no gradient is wanted: W10 of docs/performance.md would gather 264 MB
+// per route at once, in about the same time.
+constexpr std::int64_t kRowsAtOnce = 4096;
+
+}  // namespace
 
 at::Tensor HeavyAttentionImpl::project(const at::Tensor& x, const at::Tensor& positions,
                                        const std::optional<at::Tensor>& inv_freq) {
@@ -30,8 +39,28 @@ at::Tensor HeavyAttentionImpl::null_row() const { return at::stack({null_kv[0], 
 at::Tensor HeavyAttentionImpl::forward_rows(const at::Tensor& x, const at::Tensor& table,
                                             const HeavyAttentionRoutes& routes,
                                             const HeavyAttentionInputs& inputs) {
+  const at::Tensor of_x = queries(x, inputs);  // (batch, heads, n, dim_head)
+  const std::int64_t batch = x.size(0), slots = 1 + routes.rows.size(2);
+  // What is gathered for a gradient stays; else it need not leave the cache.
+  const std::int64_t step =
+      c10::GradMode::is_enabled() ? batch : std::max<std::int64_t>(1, kRowsAtOnce / slots);
+  std::vector<at::Tensor> parts;
+  for (std::int64_t begin = 0; begin < batch || parts.empty();
+       begin += std::max<std::int64_t>(1, step)) {
+    const auto part = [&](const at::Tensor& all) {
+      return all.defined() ? all.narrow(0, begin, std::min(step, batch - begin)) : all;
+    };
+    parts.push_back(attend_rows(part(of_x), table,
+                                {part(routes.rows), part(routes.mask), part(routes.scores)}));
+  }
+  return to_out(at::cat(parts).transpose(1, 2).flatten(2));
+}
+
+// Queries (batch, heads, n, dim_head) -> the same.
+at::Tensor HeavyAttentionImpl::attend_rows(const at::Tensor& of_x, const at::Tensor& table,
+                                           const HeavyAttentionRoutes& routes) const {
   const std::int64_t count = routes.rows.size(1), heads = options.heads / count;
-  const auto of_routes = queries(x, inputs).chunk(count, 1);
+  const auto of_routes = of_x.chunk(count, 1);
   // The heads of a route stand side by side: a row of the table is `count` rows of this view.
   const at::Tensor source = table.view({-1, heads * 2 * options.dim_head});
   std::vector<at::Tensor> parts;  // (batch, heads of the route, n, dim_head)
@@ -40,17 +69,20 @@ at::Tensor HeavyAttentionImpl::forward_rows(const at::Tensor& x, const at::Tenso
       return at::constant_pad_nd(all.select(1, route), {1, 0}, of_null);  // (batch, 1 + m)
     };
     const at::Tensor rows = behind_null(routes.rows, 0) * count + route;
-    const auto slots = at::embedding(source, rows)
-                           .unflatten(-1, {heads, 2, options.dim_head})
-                           .unbind(3);  // (batch, 1 + m, heads of the route, dim_head)
-    const at::Tensor factors =
-        behind_null(routes.scores, 1).to(table.scalar_type()).unsqueeze(-1).unsqueeze(-1);
-    const at::Tensor keys = options.multiply_keys_by_score ? slots[0] * factors : slots[0];
-    parts.push_back(ops::block_sparse_attention(
-        of_routes[static_cast<std::size_t>(route)], keys.transpose(1, 2),
-        (slots[1] * factors).transpose(1, 2), {.key_mask = behind_null(routes.mask, true)}));
+    auto slots = at::embedding(source, rows)
+                     .unflatten(-1, {heads, 2, options.dim_head})
+                     .unbind(3);  // (batch, 1 + m, heads of the route, dim_head)
+    if (routes.scores.defined()) {
+      const at::Tensor factors =
+          behind_null(routes.scores, 1).to(table.scalar_type()).unsqueeze(-1).unsqueeze(-1);
+      if (options.multiply_keys_by_score) slots[0] = slots[0] * factors;
+      slots[1] = slots[1] * factors;
+    }
+    parts.push_back(ops::block_sparse_attention(of_routes[static_cast<std::size_t>(route)],
+                                                slots[0].transpose(1, 2), slots[1].transpose(1, 2),
+                                                {.key_mask = behind_null(routes.mask, true)}));
   }
-  return to_out(at::cat(parts, 1).transpose(1, 2).flatten(2));
+  return at::cat(parts, 1);
 }
 
 }  // namespace weir::nn

@@ -77,7 +77,7 @@ struct HeavyAttentionInputs {
 struct HeavyAttentionRoutes {
   at::Tensor rows;    ///< int64 (batch, routes, m)
   at::Tensor mask;    ///< bool, the same shape; true = keep
-  at::Tensor scores;  ///< the same shape: factors on the values
+  at::Tensor scores;  ///< the same shape: factors on the values; undefined: 1
 };
 
 /// Ainslie et al. 2023, "CoLT5", arXiv:2303.09752.
@@ -120,6 +120,8 @@ class WEIR_API HeavyAttentionImpl : public torch::nn::Cloneable<HeavyAttentionIm
 
  private:
   at::Tensor queries(const at::Tensor& x, const HeavyAttentionInputs& inputs);
+  at::Tensor attend_rows(const at::Tensor& of_x, const at::Tensor& table,
+                         const HeavyAttentionRoutes& routes) const;
   std::pair<at::Tensor, at::Tensor> keys_and_values(const at::Tensor& context);
 };
 
