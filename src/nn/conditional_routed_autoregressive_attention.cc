@@ -14,6 +14,7 @@
 
 #include "nn/causal_routing.h"
 #include "nn/check.h"
+#include "nn/heavy_branch.h"
 #include "nn/tokens_at.h"
 #include "weir/nn/route_back.h"
 
@@ -36,9 +37,7 @@ void check(const Options& options) {
   check_size(kName, "heavy_window_size", options.window());
   check_size(kName, "heavy_dim_head", options.heavy_dim_head);
   check_size(kName, "heavy_heads", options.heavy_heads);
-  TORCH_CHECK_VALUE(options.heavy_heads % options.num_routed_kv == 0, "weir::", kName,
-                    ": expected `num_routed_kv` to divide `heavy_heads`, ", options.heavy_heads,
-                    ", but got ", options.num_routed_kv, ".");
+  check_routes(kName, "num_routed_kv", options.num_routed_kv, "heavy_heads", options.heavy_heads);
   TORCH_CHECK_VALUE(!options.rotary_emb || options.heavy_dim_head % 2 == 0, "weir::", kName,
                     ": expected `heavy_dim_head` to be even with `rotary_emb`, but got ",
                     options.heavy_dim_head, ".");

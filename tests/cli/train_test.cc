@@ -43,32 +43,34 @@ TEST_F(TrainTest, ResumesBitForBit) {
   }
 }
 
-TEST_F(TrainTest, AColt5TrainsResumesAndGenerates) {
-  const Arguments run = {"train",
-                         "--config",
-                         WEIR_EXAMPLES "/colt5.toml",
-                         "--data",
-                         text_,
-                         "--threads",
-                         "1",
-                         "--model.dim",
-                         "32",
-                         "--model.depth",
-                         "2",
-                         "--model.max_seq_len",
-                         "64",
-                         "--model.light_window_size",
-                         "16",
-                         "--model.router_kwargs.eps",
-                         "0.5",
-                         "--train.batch_size",
-                         "2",
-                         "--train.steps",
-                         "8",
-                         "--train.save_every",
-                         "3",
-                         "--train.eval_every",
-                         "8"};
+struct Example {
+  const char* file;
+  Arguments small;  // sizes for a test
+};
+
+class ExampleTest : public TrainTest, public ::testing::WithParamInterface<Example> {};
+
+TEST_P(ExampleTest, TrainsResumesAndGenerates) {
+  const Arguments run = Arguments{"train",
+                                  "--config",
+                                  std::string(WEIR_EXAMPLES "/") + GetParam().file,
+                                  "--data",
+                                  text_,
+                                  "--threads",
+                                  "1",
+                                  "--model.dim",
+                                  "32",
+                                  "--model.depth",
+                                  "2",
+                                  "--train.batch_size",
+                                  "2",
+                                  "--train.steps",
+                                  "8",
+                                  "--train.save_every",
+                                  "3",
+                                  "--train.eval_every",
+                                  "8"} +
+                        GetParam().small;
   ASSERT_EQ(weir(run + Arguments{"--out", at("whole")}).code, 0);
   ASSERT_EQ(weir(run + Arguments{"--out", at("run")}).code, 0);
   fs::remove_all(at("run/checkpoints/step_00000008"));
@@ -82,40 +84,13 @@ TEST_F(TrainTest, AColt5TrainsResumesAndGenerates) {
   EXPECT_EQ(result.out, weir(generate + Arguments{"--no-cache"}).out);
 }
 
-TEST_F(TrainTest, ASparseTransformerTrainsResumesAndGenerates) {
-  const Arguments run = {"train",
-                         "--config",
-                         WEIR_EXAMPLES "/sparse.toml",
-                         "--data",
-                         text_,
-                         "--threads",
-                         "1",
-                         "--model.dim",
-                         "32",
-                         "--model.depth",
-                         "2",
-                         "--model.seq_len",
-                         "64",
-                         "--train.batch_size",
-                         "2",
-                         "--train.steps",
-                         "8",
-                         "--train.save_every",
-                         "3",
-                         "--train.eval_every",
-                         "8"};
-  ASSERT_EQ(weir(run + Arguments{"--out", at("whole")}).code, 0);
-  ASSERT_EQ(weir(run + Arguments{"--out", at("run")}).code, 0);
-  fs::remove_all(at("run/checkpoints/step_00000008"));
-  ASSERT_EQ(weir({"train", "--out", at("run"), "--resume", "--threads", "1"}).code, 0);
-  EXPECT_EQ(config::read_file(at("run/checkpoints/step_00000008/model.safetensors")),
-            config::read_file(at("whole/checkpoints/step_00000008/model.safetensors")));
-  const Arguments generate = {"generate",         at("run"), "--prompt",      "line",
-                              "--max-new-tokens", "80",      "--temperature", "0"};
-  const auto result = weir(generate);
-  EXPECT_EQ(result.code, 0) << result.err;
-  EXPECT_EQ(result.out, weir(generate + Arguments{"--no-cache"}).out);
-}
+INSTANTIATE_TEST_SUITE_P(Examples, ExampleTest,
+                         ::testing::Values(Example{"sparse.toml", {"--model.seq_len", "64"}},
+                                           Example{"colt5.toml",
+                                                   {"--model.max_seq_len", "64",
+                                                    "--model.light_window_size", "16",
+                                                    "--model.router_kwargs.eps", "0.5"}}),
+                         [](const auto& info) { return info.index == 0 ? "sparse" : "colt5"; });
 
 TEST_F(TrainTest, ResumeAutoStartsOrGoesOn) {
   const auto arguments = train({"--out", at("run"), "--resume", "auto"});
