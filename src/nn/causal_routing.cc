@@ -42,10 +42,10 @@ at::Tensor in_sequence(const at::Tensor& index, const CausalRoutingRule& rule) {
   return index + at::arange(index.size(-2), index.options()).unsqueeze(-1) * rule.window;
 }
 
-// exp(min(s + a, 0) / eps) where `at`, and 0 elsewhere; no gradient meets an infinity.
-at::Tensor weights(const at::Tensor& distance, const at::Tensor& at, double eps) {
-  const at::Tensor finite = distance.masked_fill((at & (distance < kInfinity)).logical_not(), 0);
-  return (finite.clamp_max(0) / eps).exp().masked_fill(at.logical_not(), 0);
+// exp(min(s + a, 0) / eps) where `mask`, and 0 elsewhere; no gradient meets an infinity.
+at::Tensor weights(const at::Tensor& distance, const at::Tensor& mask, double eps) {
+  const at::Tensor finite = distance.masked_fill((mask & (distance < kInfinity)).logical_not(), 0);
+  return (finite.clamp_max(0) / eps).exp().masked_fill(mask.logical_not(), 0);
 }
 
 CausalRoutes finished(at::Tensor positions, const at::Tensor& scores, const at::Tensor& mask,
@@ -66,7 +66,7 @@ CausalRoutes whole(const at::Tensor& cut, const CausalRoutingRule& rule) {
           .mask = mask};
 }
 
-// exact: (batch, windows), of what comes before each window.
+// (batch, windows): of what comes before each window.
 at::Tensor thresholds(const at::Tensor& s, const CausalRoutingRule& rule) {
   std::vector<std::int64_t> lengths;
   std::vector<double> budgets;

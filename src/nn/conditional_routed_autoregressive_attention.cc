@@ -177,9 +177,8 @@ at::Tensor ConditionalRoutedAutoregressiveAttentionImpl::rest() const {
              : at::zeros({options.dim}, heavy_attn->null_kv.options().requires_grad(false));
 }
 
-// Queries `q` (batch, windows, k) of `x` over keys `kv` (batch, routes, windows, m): (batch,
-// windows
-// * k, dim), times the scores of the queries.
+// Queries `q` (batch, windows, k) of `x` over keys `kv` (batch, routes, windows, m), times the
+// scores of the queries: (batch, windows * k, dim).
 at::Tensor ConditionalRoutedAutoregressiveAttentionImpl::attend(const at::Tensor& x,
                                                                 const at::Tensor& table,
                                                                 const CausalRoutes& q,
@@ -198,8 +197,7 @@ at::Tensor ConditionalRoutedAutoregressiveAttentionImpl::attend(const at::Tensor
     inputs.positions_q = q.positions.flatten(0, 1);
   }
   const std::int64_t batch = x.size(0), windows = q.positions.size(1), k = q.positions.size(2);
-  const at::Tensor tokens =
-      tokens_at(x, q.positions.flatten(1)).view({batch * windows, k, options.dim});
+  const at::Tensor tokens = tokens_at(x, q.positions).flatten(0, 1);
   const at::Tensor out = heavy_attn->forward_rows(tokens, table, routes, inputs);
   return (out * q.scores.flatten(0, 1).unsqueeze(-1)).view({batch, windows * k, options.dim});
 }

@@ -43,10 +43,9 @@ at::Tensor HeavyAttentionImpl::forward_rows(const at::Tensor& x, const at::Tenso
   const std::int64_t batch = x.size(0), slots = 1 + routes.rows.size(2);
   // What is gathered for a gradient stays; else it need not leave the cache.
   const std::int64_t step =
-      c10::GradMode::is_enabled() ? batch : std::max<std::int64_t>(1, kRowsAtOnce / slots);
+      std::max<std::int64_t>(1, c10::GradMode::is_enabled() ? batch : kRowsAtOnce / slots);
   std::vector<at::Tensor> parts;
-  for (std::int64_t begin = 0; begin < batch || parts.empty();
-       begin += std::max<std::int64_t>(1, step)) {
+  for (std::int64_t begin = 0; begin < batch || parts.empty(); begin += step) {
     const auto part = [&](const at::Tensor& all) {
       return all.defined() ? all.narrow(0, begin, std::min(step, batch - begin)) : all;
     };
