@@ -21,15 +21,6 @@ using Pair = std::tuple<at::Tensor, at::Tensor>;
 // As in router_logits: sizes alone decide what adds up with what.
 constexpr std::int64_t kPartRows = 512, kMostParts = 64;
 
-template <class Scalar>
-Value<Scalar>* values_of(const at::Tensor& x) {
-  return reinterpret_cast<Value<Scalar>*>(x.mutable_data_ptr<Scalar>());
-}
-template <class Scalar>
-const Value<Scalar>* const_values_of(const at::Tensor& x) {
-  return reinterpret_cast<const Value<Scalar>*>(x.const_data_ptr<Scalar>());
-}
-
 std::int64_t rows_of(const at::Tensor& x) { return x.size(-1) == 0 ? 0 : x.numel() / x.size(-1); }
 
 Pair forward_cpu(const at::Tensor& x_, const at::Tensor& gamma_) {

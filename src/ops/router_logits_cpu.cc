@@ -4,6 +4,7 @@
 #include "kernels/router_logits.h"
 
 #include <ATen/Dispatch.h>
+#include <ATen/TensorOperators.h>
 #include <ATen/ops/empty.h>
 #include <torch/library.h>
 
@@ -46,15 +47,6 @@ struct Operands {
   std::int64_t row_cost() const { return shape.dim * (shape.routes + 1) / 16; }
 };
 
-template <class Scalar>
-Value<Scalar>* values_of(const at::Tensor& x) {
-  return reinterpret_cast<Value<Scalar>*>(x.mutable_data_ptr<Scalar>());
-}
-template <class Scalar>
-const Value<Scalar>* const_values_of(const at::Tensor& x) {
-  return reinterpret_cast<const Value<Scalar>*>(x.const_data_ptr<Scalar>());
-}
-
 Pair forward_cpu(const at::Tensor& x, const at::Tensor& tokens, bool cosine) {
   const auto problem = router_logits_problem(x, tokens);
   TORCH_INTERNAL_ASSERT(tokens.scalar_type() == problem.compute);
@@ -62,6 +54,10 @@ Pair forward_cpu(const at::Tensor& x, const at::Tensor& tokens, bool cosine) {
   const auto options = x.options().dtype(problem.compute);
   const at::Tensor output = at::empty_symint(problem.output_shape(), options);
   const at::Tensor lengths = at::empty_symint(problem.lengths_shape(cosine), options);
+  // The kernel takes lengths along with products, and there are none.
+  if (cosine && in.shape.routes == 0) {
+    lengths.copy_(x.to(problem.compute).norm(2, -1).clamp_min(kernels::kLeastLength));
+  }
   AT_DISPATCH_FLOATING_TYPES_AND2(
       at::kHalf, at::kBFloat16, x.scalar_type(), "weir::router_logits", [&] {
         using T = Compute<scalar_t>;

@@ -14,11 +14,6 @@
 
 namespace weir::ops {
 
-template <class Scalar>
-Value<Scalar>* values_of(const at::Tensor& tensor) {
-  return reinterpret_cast<Value<Scalar>*>(tensor.data_ptr<Scalar>());
-}
-
 /// Where the gradients of `x`, keys or values, add up: one part per key_parts, rows in whole
 /// vectors, in the computed type.
 inline at::Tensor sums_of_parts(const kernels::BlockSparseAttentionShape& shape,

@@ -56,6 +56,16 @@ INSTANTIATE_TEST_SUITE_P(Dimensions, RouterLogitsEmpty,
                                            Empty{"all", 0, 0, 0, 0}),
                          [](const auto& info) { return info.param.name; });
 
+TEST(RouterLogitsDispatcher, LengthsAreThereWithoutRoutes) {
+  using Entry = std::tuple<Tensor, Tensor>(const Tensor&, const Tensor&, bool);
+  const auto entry =
+      c10::Dispatcher::singleton().findSchemaOrThrow("weir::_router_logits", "").typed<Entry>();
+  const Tensor x = torch::randn({2, 9, 4}, torch::kDouble);
+  const Tensor lengths =
+      std::get<1>(entry.call(x, torch::empty({0, 4}, torch::kDouble), /*cosine=*/true));
+  EXPECT_TRUE(torch::allclose(lengths, x.norm(2, -1), 0, 1e-12));
+}
+
 TEST(RouterLogitsDispatcher, ThePublicEntryHasItsSchema) {
   using Entry = Tensor(const Tensor&, const Tensor&, bool, double);
   const auto entry =
